@@ -1,0 +1,230 @@
+"""From settings to finished runs: takes each run's lock, takes up its checkpoint, trains, writes, reports."""
+
+import ctypes
+import io
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+# Read when torch is loaded. Threads that wait for each other in a busy loop, as is their habit, make training
+# ten times slower as soon as any other program wants a core.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from load_data import Data
+from options import Settings
+from runs import Run, UserError, make_folder
+from training import Diverged, Trainer, on_device
+
+BAR = "{desc} {percentage:3.0f}%|{bar}| epoch {n:.1f}/{total} [{elapsed}<{remaining}{postfix}]"
+
+
+def run_experiment(options, build: Callable[[Settings, int], nn.Module],
+                   load: Callable[[Path, bool], Data]) -> int:
+    """Do what the command line says; returns the exit code."""
+    try:
+        started = time.time()
+        device = choose_device(options.device)
+        keep_freed_memory()
+        data = load(options.data_dir, options.synthetic)
+        return train_all(options, lambda settings: build(settings, len(data.classes)), data, device, started)
+    except UserError as error:
+        print(f"{sys.argv[0]}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last finished epoch", file=sys.stderr)
+        return 130
+
+
+def choose_device(name: str) -> torch.device:
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        name = next(kind for kind in ("cuda", "mps", "cpu") if available[kind])
+    if not available[name]:
+        usable = ", ".join(kind for kind in available if available[kind])
+        raise UserError(f"argument --device: {name} is not available here; choose auto or one of: {usable}")
+    if name == "cuda":  # bit for bit the same when run again; TF32 for speed
+        torch.backends.cudnn.deterministic = True
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.set_float32_matmul_precision("high")
+    return torch.device(name)
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to keep freed memory. By default it gives every large tensor back to the system, and fetching
+    the pages again takes most of a CNN's training step on a CPU."""
+    if platform.libc_ver()[0] == "glibc":
+        no_mmap, trim_threshold = (-4, 0), (-1, 2 ** 31 - 1)
+        libc = ctypes.CDLL(None)
+        for parameter in (no_mmap, trim_threshold):
+            libc.mallopt(*parameter)
+
+
+def train_all(options, build: Callable[[Settings], nn.Module], data: Data, device: torch.device,
+              started: float) -> int:
+    """Train every run of the list that is not finished and that no other process trains.
+
+    Waits for the others in the end, and takes over what they leave if they die.
+    """
+    todo = {settings: Run(options.runs_dir / options.network / settings.name) for settings in options.settings}
+    for settings, run in todo.items():
+        refuse_impossible(settings, run, data)
+    data = Data(*(on_device(split, device) for split in data[:3]), *data[3:])
+
+    def is_open(settings: Settings, run: Run) -> bool:
+        if run.finished(settings.num_epochs):
+            return False
+        failure = run.failure()
+        # Of several workers with --retry just one takes a failed run up again: what fails now is not old.
+        return failure is None or options.retry and failure.get("time", 0) < started
+
+    waiting_for = None
+    while open_runs := {settings: run for settings, run in todo.items() if is_open(settings, run)}:
+        trained = False
+        for settings, run in open_runs.items():
+            with run.hold() as held:
+                if held and is_open(settings, run):
+                    train(run, settings, build, data, device)
+                    trained = True
+        if not trained:
+            run = next(iter(open_runs.values()))
+            if waiting_for != run.name:
+                print(f"{run.name}: waiting for {run.holder() or 'its lock'}", flush=True)
+                waiting_for = run.name
+            time.sleep(0.5)
+    print_table(todo)
+    return 1 if any(run.failure() for run in todo.values()) else 0
+
+
+def refuse_impossible(settings: Settings, run: Run, data: Data) -> None:
+    if settings.batch_size > len(data.train.labels):
+        raise UserError(f"argument --batch_size: {settings.batch_size} is not allowed, the training set has "
+                        f"{len(data.train.labels)} images")
+    config = run.config()
+    if config and config.get("data", {}).get("fingerprint") != data.fingerprint:
+        raise UserError(f"{run.folder} was trained on other data ({config.get('data', {}).get('source')}); choose "
+                        "another --runs_dir, or delete the folder to train it anew")
+
+
+def describe(settings: Settings, data: Data, device: torch.device) -> dict:
+    """config.json: every setting, and what else the numbers depend on."""
+    return {
+        **vars(settings),
+        "data": {"source": data.source, "fingerprint": data.fingerprint, "classes": list(data.classes),
+                 "images": {name: len(split.labels) for name, split in zip(("train", "val", "test"), data, strict=False)}},
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else device.type,
+        "processor": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+    }
+
+
+def train(run: Run, settings: Settings, build: Callable[[Settings], nn.Module], data: Data,
+          device: torch.device) -> None:
+    """Train one run, whose lock is held, to its end, or to its failure."""
+    trainer = take_up(run, lambda: Trainer(lambda: build(settings), data, settings, device), settings, data)
+    run.start(describe(settings, data, device))
+    if trainer.epoch:
+        save_views(run, trainer, best_is_new=True)  # the files may be older or newer than the checkpoint
+    progress = Progress(settings, trainer)
+    try:
+        while trainer.epoch < settings.num_epochs:
+            row = trainer.run_epoch(progress.step)
+            run.save_checkpoint(as_bytes({"identity": identity(settings, data), **trainer.state_dict()}))
+            save_views(run, trainer, best_is_new=trainer.best is row)
+            progress.epoch(row)
+        run.finish({"epochs": trainer.epoch, "best_epoch": trainer.best["epoch"],
+                    **{key: trainer.best[key] for key in ("val_loss", "val_acc", "test_loss", "test_acc")},
+                    "seconds": round(sum(row["seconds"] for row in trainer.rows), 3)})
+    except UserError:
+        raise  # no fault of the run
+    except Exception as error:  # recorded, so that the other runs go on
+        reason = str(error) if isinstance(error, Diverged) else f"{type(error).__name__}: {error}"
+        run.fail({"reason": reason, "epoch": trainer.epoch + 1, "step": getattr(error, "step", None),
+                  "time": time.time()})
+        progress.say(f"failed: {reason}")
+    finally:
+        progress.close()
+
+
+def identity(settings: Settings, data: Data) -> dict:
+    return {**settings.identity(), "fingerprint": data.fingerprint}
+
+
+def take_up(run: Run, new_trainer: Callable[[], Trainer], settings: Settings, data: Data) -> Trainer:
+    """A trainer at the last usable checkpoint of the run, or a new one."""
+    for path, content in run.checkpoints():
+        trainer = new_trainer()
+        try:
+            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            if state["identity"] != identity(settings, data):
+                print(f"{path} belongs to another experiment and is not used", file=sys.stderr)
+                continue
+            trainer.load_state_dict(state)
+            return trainer
+        except Exception as error:  # whatever the file holds instead of a checkpoint, it must not end the run
+            print(f"{path} is no usable checkpoint ({type(error).__name__}) and is not used", file=sys.stderr)
+    return new_trainer()
+
+
+def save_views(run: Run, trainer: Trainer, best_is_new: bool) -> None:
+    """metrics.csv and best.pt, as the checkpoint has them."""
+    run.save_metrics(trainer.rows)
+    if best_is_new:
+        run.save_best(as_bytes({"network": trainer.best_weights, **trainer.best}))
+
+
+def as_bytes(state: dict) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+class Progress:
+    """What one run shows: a bar on a terminal; where there is none, a line per epoch."""
+
+    def __init__(self, settings: Settings, trainer: Trainer):
+        self.title = f"{settings.network} {settings.name}"
+        self.num_epochs = settings.num_epochs
+        self.bar = tqdm(total=settings.num_epochs, initial=trainer.epoch, desc=self.title, bar_format=BAR,
+                        dynamic_ncols=True) if sys.stderr.isatty() else None
+
+    def step(self, share: float) -> None:
+        if self.bar is not None:
+            self.bar.update(share)
+
+    def epoch(self, row: dict) -> None:
+        if self.bar is not None:
+            self.bar.n = row["epoch"]  # free of the rounding of its shares
+            self.bar.set_postfix_str(f"val loss {row['val_loss']:.3f}, acc {row['val_acc']:.4f}, "
+                                     f"{row['seconds']:.1f} s/epoch")
+        else:
+            self.say(f"epoch {row['epoch']}/{self.num_epochs}  train {row['train_loss']:.4f} {row['train_acc']:.4f}  "
+                     f"val {row['val_loss']:.4f} {row['val_acc']:.4f}  "
+                     f"test {row['test_loss']:.4f} {row['test_acc']:.4f}  {row['seconds']:.1f} s")
+
+    def say(self, text: str) -> None:
+        tqdm.write(f"{self.title}  {text}", file=sys.stdout)
+        sys.stdout.flush()
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+def print_table(runs: dict[Settings, Run]) -> None:
+    """The outcome of each run; losses and accuracies are those at the best validation accuracy."""
+    width = max(len(run.name) for run in runs.values())
+    print(f"{'run':{width}}  epochs  best   val acc  test acc  test loss")
+    for run in runs.values():
+        if result := run.result():
+            print(f"{run.name:{width}}  {result['epochs']:6}  {result['best_epoch']:4}  {result['val_acc']:8.4f}"
+                  f"  {result['test_acc']:8.4f}  {result['test_loss']:9.4f}")
+        elif failure := run.failure():
+            print(f"{run.name:{width}}  failed: {failure.get('reason')}")

@@ -1,0 +1,117 @@
+"""The blocks of the CNN in fewer passes over memory: BatchNorm, ReLU, Dropout2d and MaxPool as one function.
+
+A convolution's output is large (51 MB for a batch of 128), and a CPU spends its time on moving it. MaxPool
+keeps a quarter of it. Every other step rises monotonically in its input, and so commutes with the maximum:
+
+    MaxPool(mask * ReLU(weight * xhat + bias)) = mask * ReLU(weight * MaxPool(xhat) + bias)    for weight >= 0
+
+(for weight < 0 the maximum becomes a minimum). So the large tensor is read once for the statistics and the
+pooling, and everything else touches the quarter. The gradient of the pooled values is scattered back, and the
+part that runs through mean and variance is added in the same pass. Not so for `Dropout`, whose mask differs
+within a pooling window.
+
+What the blocks mean stands in cnn/model.py and layers.py; tests hold the two against each other.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from layers import (
+    BatchNorm,
+    Dropout2d,
+    ShiftedSums,
+    accumulator,
+    batch_norm,
+    batch_statistics,
+    differentiate,
+    dropout_mask,
+    gradient_terms,
+    parameter_gradients,
+    per_channel,
+    slices,
+)
+
+POOL = ([2, 2], [2, 2], [0, 0], [1, 1], False)  # window, stride, padding, dilation, ceil_mode
+
+
+def applies(x: Tensor, norm, dropout) -> bool:
+    """Whether the functions below can take the place of `norm`, ReLU, `dropout` and MaxPool for this input."""
+    return (isinstance(norm, BatchNorm) and (dropout is None or isinstance(dropout, Dropout2d) or not dropout.training)
+            and x.device.type == "cpu" and x.numel() > 0 and not torch.compiler.is_compiling())
+
+
+def norm_relu_dropout_pool(x: Tensor, norm: BatchNorm, dropout: Dropout2d | None) -> Tensor:
+    """MaxPool(dropout(ReLU(norm(x)))) for (N, C, H, W), 2x2 windows; returns (N, C, H // 2, W // 2)."""
+    norm.check_input(x)
+    if not norm.uses_batch_statistics():
+        sign = signs(norm.weight, x)
+        pooled = F.max_pool2d(x, 2) if sign is None else F.max_pool2d(x * sign, 2) * sign
+        return F.relu(batch_norm(pooled, norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps))
+    mask = None
+    if dropout is not None and dropout.training and dropout.p > 0:
+        mask = dropout_mask(x, dropout.p, dropout.mask_shape(x)) if dropout.p < 1 else x.new_zeros(x.shape[:2] + (1, 1))
+    y, mean, variance = NormReluPool.apply(x, norm.weight, norm.bias, mask, norm.eps)
+    norm.track(mean, variance, x.numel() // x.size(1))
+    return y
+
+
+def signs(weight: Tensor | None, x: Tensor) -> Tensor | None:
+    """-1 for the channels with a negative weight, else 1; None if all are 1."""
+    if weight is None or not (weight < 0).any():
+        return None
+    return per_channel(torch.where(weight < 0, -1, 1).to(x.dtype), x)
+
+
+def definition(x: Tensor, weight: Tensor | None, bias: Tensor | None, mask: Tensor | None, eps: float) -> Tensor:
+    y = F.relu(batch_norm(x, *batch_statistics(x), weight, bias, eps))
+    return F.max_pool2d(y if mask is None else y * mask, 2)
+
+
+class NormReluPool(torch.autograd.Function):
+    """`definition`, with mean and variance; its derivative as in layers.Normalize."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor | None, bias: Tensor | None, mask: Tensor | None, eps: float):
+        sign = signs(weight, x)
+        shape = (x.size(0), x.size(1), x.size(2) // 2, x.size(3) // 2)
+        pooled = torch.empty(shape, dtype=accumulator(x), memory_format=torch.channels_last)
+        chosen = torch.empty(shape, dtype=torch.int64, memory_format=torch.channels_last)
+        sums = ShiftedSums(x)
+        for part, out, indices in slices(x, pooled, chosen):
+            d = part - sums.shift
+            torch.ops.aten.max_pool2d_with_indices.out(d if sign is None else d * sign, *POOL, out=out, indices=indices)
+            sums.add(d)
+        mean, variance = sums.statistics()
+        r = torch.rsqrt(variance + eps)
+        if sign is not None:
+            pooled *= sign
+        pooled -= mean - sums.shift
+        scale = r if weight is None else r * per_channel(weight, x)
+        y = pooled * scale if bias is None else torch.addcmul(per_channel(bias, x).to(scale.dtype), pooled, scale)
+        y = y.relu_() if mask is None else y.relu_().mul_(mask)
+        y = y.to(x.dtype)
+        ctx.eps = eps
+        ctx.save_for_backward(x, weight, bias, mask, mean, r, pooled, chosen, y)
+        mean, variance = mean.flatten(), variance.flatten()
+        ctx.mark_non_differentiable(mean, variance)
+        return y, mean, variance
+
+    @staticmethod
+    def backward(ctx, g: Tensor, *_):
+        x, weight, bias, mask, mean, r, pooled, chosen, y = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return *differentiate(definition(x, weight, bias, mask, ctx.eps), (x, weight, bias), g), None, None
+        g = torch.where(y > 0, g, 0).to(mean.dtype)
+        if mask is not None:
+            g.mul_(mask)
+        sum_g = g.sum((0, 2, 3), keepdim=True)
+        sum_gd = (g * pooled).sum((0, 2, 3), keepdim=True)
+        a, c, d = gradient_terms(x, weight, r, sum_g, sum_gd)
+        g.mul_(a)
+        dx = torch.empty_like(x)
+        for part, gradient, indices, out in slices(x, g, chosen, dx):
+            through_statistics = (part - mean).mul_(c).add_(d)
+            torch.ops.aten.max_pool2d_with_indices_backward.grad_input(gradient.to(x.dtype), part, *POOL, indices, grad_input=out)
+            out.add_(through_statistics)
+        return dx, *parameter_gradients(weight, bias, r, sum_g, sum_gd), None, None

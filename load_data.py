@@ -1,0 +1,412 @@
+"""The data set as tensors: 40 000 images to train, 10 000 to validate, 10 000 to test.
+
+    data = load_cifar_4d()                        # CIFAR-10, downloaded to data/ the first time
+    data = load_cifar_4d("my_pictures")           # train/<class>/..., test/<class>/...: 32x32 pictures
+    data = load_cifar_4d(synthetic=True)          # generated, for a first look without network
+    x = normalize(data.train.images[:128])        # 128 x 3 x 32 x 32, float32
+
+Images stay bytes, a quarter of their size as float32, so that a whole data set fits on the device;
+`normalize` converts each batch there. What was read from many files is kept beside them as one file,
+`.decoded.bin`, which is used as long as no file's name, size or time of change differs.
+"""
+
+import contextlib
+import hashlib
+import http.client
+import json
+import os
+import shutil
+import signal
+import socket
+import stat
+import sys
+import tarfile
+import threading
+import warnings
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from runs import UserError, lock, make_folder, write_file
+
+DATA_DIR = Path(__file__).resolve().parent / "data"
+BATCHES = "cifar-10-batches-py"
+CACHE, LOCK, STAGING = ".decoded.bin", ".lock", ".download"
+STALL_LIMIT = 30.0  # seconds without a byte
+DOWNLOAD_LIMIT = 3600.0  # seconds for the 170 MB as a whole
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
+FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP")  # no others: Pillow would start Ghostscript for EPS
+MAX_FILE = 2**20  # bytes: far more than 32x32 pixels need, and it bounds what a hostile file unpacks to
+CHUNK = 1000  # pictures a thread decodes at a time
+
+
+class Split(NamedTuple):
+    images: Tensor  # uint8, N x 3 x 32 x 32 or N x 3072
+    labels: Tensor  # int64, N
+
+
+class Data(NamedTuple):
+    train: Split
+    val: Split
+    test: Split
+    classes: tuple[str, ...]
+    source: str  # "official", "image folder" or "synthetic"
+    fingerprint: str  # start of the SHA-256 of pixels, labels, class names and source
+
+
+def load_cifar_4d(data_dir: Path | str | None = None, synthetic: bool = False) -> Data:
+    """Load images of shape N x 3 x 32 x 32.
+
+    `data_dir` is an image folder (train/<class>/..., test/<class>/...) or where the official files are or
+    will be downloaded to; by default data/ beside this file. `synthetic` takes the generated set instead.
+    Raises UserError for data that cannot be had, read or trusted.
+    """
+    if synthetic:
+        return _synthetic()
+    folder = DATA_DIR if data_dir is None else Path(data_dir)
+    try:
+        return _load(folder)
+    except OSError as error:
+        reason = f"{error.filename or folder}: {error.strerror or error}"
+        raise UserError(f"cannot read {reason}; mend that or choose another --data_dir") from error
+
+
+def load_cifar_2d(data_dir: Path | str | None = None, synthetic: bool = False) -> Data:
+    """Load the same images as vectors, N x 3072; see load_cifar_4d."""
+    data = load_cifar_4d(data_dir, synthetic)
+    train, val, test = (Split(split.images.flatten(1), split.labels) for split in data[:3])
+    return data._replace(train=train, val=val, test=test)
+
+
+def normalize(images: Tensor) -> Tensor:
+    """(x - 128) / 255 as float32, on the device of `images` (uint8, any shape)."""
+    # On a GPU PyTorch multiplies by 1/255 instead of dividing by a number; by a tensor it divides.
+    divisor = torch.full((), 255.0, device=images.device)
+    return images.to(torch.float32, copy=True).sub_(128).div_(divisor)
+
+
+def _load(folder: Path) -> Data:
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is not a folder; --data_dir names a folder with the data, or one to fill")
+    for name in (CACHE, f".{CACHE}.tmp", LOCK, STAGING):
+        _refuse_link(folder / name)  # or we would write where it leads
+    sources, data = _look_up(folder)
+    if data is not None:
+        return data
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(UserError):  # a read-only folder: nothing in it can be made twice
+            stack.enter_context(lock(folder / LOCK))
+        if sources.kind == "official" and not os.path.lexists(folder / BATCHES):
+            _fetch_official(folder)
+        sources, data = _look_up(folder)  # another process may have made it meanwhile
+        if data is None:
+            read = _read_official if sources.kind == "official" else _read_pictures
+            data = read(folder, sources)
+            _write_cache(folder, sources, data)
+    return data
+
+
+def _data(images: np.ndarray, labels: np.ndarray, train: int, classes: tuple[str, ...], source: str) -> Data:
+    """Of the first `train` images the last fifth validates; the rest are the test set."""
+    digest = hashlib.sha256(json.dumps([train, classes, source]).encode())
+    digest.update(labels.astype("<i8"))
+    digest.update(images)
+    sizes = [train - train // 5, train // 5, len(images) - train]
+    splits = zip(torch.from_numpy(images).split(sizes), torch.from_numpy(labels).split(sizes), strict=True)
+    return Data(*(Split(*split) for split in splits), tuple(classes), source, digest.hexdigest()[:16])
+
+
+# Source files and the cache
+
+
+class Sources(NamedTuple):
+    kind: str
+    files: dict  # {"train": {class: files}, "test": ...} or {BATCHES: files}; a file: (path, bytes, changed)
+
+    def key(self) -> str:
+        return hashlib.sha256(repr(self).encode()).hexdigest()
+
+
+def _look_up(folder: Path) -> tuple[Sources, Data | None]:
+    """The source files, and what was decoded from these very files, if it is there and whole."""
+    with ThreadPoolExecutor(1) as pool:  # the cache is read while the files are looked up
+        cache = pool.submit(_read_cache, folder)
+        sources = _sources(folder)
+        key, data = cache.result()
+    return sources, data if key == sources.key() else None
+
+
+def _sources(folder: Path) -> Sources:
+    """All files that the data is read from; only looked up, not opened."""
+    if os.path.lexists(folder / "train") or os.path.lexists(folder / "test"):
+        return Sources("image folder", {split: _pictures(folder, split) for split in ("train", "test")})
+    files = []
+    if os.path.lexists(folder / BATCHES):
+        with os.scandir(folder / BATCHES) as entries:
+            files = sorted((entry.name, entry.stat().st_size, entry.stat().st_mtime_ns) for entry in entries)
+    return Sources("official", {BATCHES: files})
+
+
+def _pictures(folder: Path, split: str) -> dict[str, list]:
+    """The pictures of each class, classes and names in the order of torchvision's ImageFolder."""
+    if not (folder / split).is_dir():
+        raise UserError(f"{folder} has no folder {split}/; an image folder has train/<class>/ and test/<class>/")
+    _refuse_link(folder / split)
+    with os.scandir(folder / split) as entries:
+        classes = sorted(entry.name for entry in entries if entry.is_dir())
+    return {name: _walk(folder, f"{split}/{name}") for name in classes}
+
+
+def _walk(folder: Path, place: str) -> list[tuple[str, int, int]]:
+    """Path below `folder`, size and time of change of all pictures below `place`."""
+    root = os.path.realpath(folder)
+    found, places = [], [place]
+    while places:
+        place = places.pop()
+        _refuse_link(folder / place)
+        with os.scandir(folder / place) as entries:
+            entries = sorted(entries, key=lambda entry: entry.name)
+        for entry in entries:
+            if entry.is_dir():
+                continue
+            if entry.name.lower().endswith(EXTENSIONS):
+                if entry.is_symlink() and not os.path.realpath(entry.path).startswith(root + os.sep):
+                    _refuse_link(Path(entry.path))
+                status = entry.stat()
+                if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_FILE:
+                    raise UserError(f"{entry.path} is not a file of at most {MAX_FILE} bytes; remove it")
+                found.append((f"{place}/{entry.name}", status.st_size, status.st_mtime_ns))
+        places += [f"{place}/{entry.name}" for entry in reversed(entries) if entry.is_dir()]
+    return found
+
+
+def _refuse_link(path: Path) -> None:
+    if path.is_symlink():
+        raise UserError(f"{path} is a link, which may lead out of the data folder; put a copy in its place")
+
+
+def _read_cache(folder: Path) -> tuple[str, Data | None]:
+    """The cache and the key of the files it was decoded from; ("", None) if it is missing or damaged.
+
+    It is a line of JSON, then the labels, then the images, so that it is read in two calls: an npz file is
+    read in thousands, each of which waits for the other thread of _look_up.
+    """
+    try:
+        if not (folder / CACHE).is_file():  # a pipe would never end
+            return "", None
+        with open(folder / CACHE, "rb") as file:
+            note = json.loads(file.readline(MAX_FILE))
+            labels = np.fromfile(file, np.int64, note["count"])
+            images = np.fromfile(file, np.uint8).reshape(-1, 3, 32, 32)
+        data = _data(images, labels, note["train"], note["classes"], note["source"])
+        if data.fingerprint == note["fingerprint"]:
+            return note["key"], data
+    except Exception:  # damaged bytes can be wrong in many ways; each one means damaged
+        pass
+    return "", None
+
+
+def _write_cache(folder: Path, sources: Sources, data: Data) -> None:
+    splits = data.train, data.val, data.test
+    train = len(data.train.labels) + len(data.val.labels)
+    note = {"key": sources.key(), "count": train + len(data.test.labels), "train": train,
+            "classes": data.classes, "source": data.source, "fingerprint": data.fingerprint}
+    arrays = [split.labels.numpy() for split in splits] + [split.images.numpy() for split in splits]
+    try:
+        write_file(folder / CACHE, b"".join([json.dumps(note).encode(), b"\n", *arrays]))
+    except UserError as error:
+        print(f"the decoded images are not kept, so each start decodes them anew: {error}", file=sys.stderr)
+
+
+# An image folder
+
+
+def _read_pictures(folder: Path, sources: Sources) -> Data:
+    train, test = sources.files["train"], sources.files["test"]
+    _check_classes(folder, train, test)
+    samples = {split: [(path, label) for label, files in enumerate(sources.files[split].values())
+                       for path, _, _ in files] for split in ("train", "test")}
+    if len(samples["train"]) < 5:
+        raise UserError(f"{folder / 'train'} has fewer than 5 pictures; a fifth validates, so 5 are needed")
+    # The order on disk is by class. RandomState, because its numbers are the same in every numpy.
+    order = np.random.RandomState(0).permutation(len(samples["train"]))
+    samples["train"] = [samples["train"][i] for i in order]
+    paths, labels = zip(*samples["train"], *samples["test"], strict=True)
+    images = _decode_all(folder, paths)
+    return _data(images, np.array(labels, dtype=np.int64), len(order), tuple(train), "image folder")
+
+
+def _check_classes(folder: Path, train: dict, test: dict) -> None:
+    odd = sorted(set(train) ^ set(test))
+    if odd:
+        raise UserError(f"the class {odd[0]} is in only one of {folder}/train and {folder}/test; both need it")
+    if not train:
+        raise UserError(f"{folder / 'train'} has no class folders; put the pictures in train/<class>/")
+    for split, classes in (("train", train), ("test", test)):
+        for name, files in classes.items():
+            if not files:
+                raise UserError(f"{folder / split / name} has no pictures ({' '.join(EXTENSIONS)}); add some")
+
+
+def _decode_all(folder: Path, paths: tuple[str, ...]) -> np.ndarray:
+    print(f"decoding {len(paths)} pictures of {folder}, once", file=sys.stderr)
+    images = np.empty((len(paths), 3, 32, 32), np.uint8)
+
+    def decode_chunk(start: int) -> None:
+        for i in range(start, min(start + CHUNK, len(paths))):
+            images[i] = _decode(folder / paths[i])
+
+    with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
+        warnings.simplefilter("ignore")  # Pillow's, on odd files; what it cannot read is an error below
+        for _ in pool.map(decode_chunk, range(0, len(paths), CHUNK)):
+            pass
+    return images
+
+
+def _decode(path: Path) -> np.ndarray:
+    """The pixels of a picture, 3 x 32 x 32; any other size is refused by its header, before decoding."""
+    from PIL import Image
+
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            width, height = image.size
+            if (width, height) == (32, 32):
+                return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # decoders raise many kinds on damaged bytes; each one means unreadable
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} cannot be read as a 32x32 picture ({reason}); mend or remove it") from error
+    raise UserError(f"{path} has {width}x{height} pixels; only pictures of 32x32 are taken, so resize it")
+
+
+# The official files
+
+
+def _read_official(folder: Path, sources: Sources) -> Data:
+    """Unpickle the official files, which torchvision does only if their MD5 sums match."""
+    from torchvision.datasets import CIFAR10
+    from torchvision.datasets.utils import check_integrity
+
+    for name, md5 in [*CIFAR10.train_list, *CIFAR10.test_list, (CIFAR10.meta["filename"], CIFAR10.meta["md5"])]:
+        if not check_integrity(folder / BATCHES / name, md5):
+            raise UserError(f"{folder / BATCHES / name} is missing or not the official file (its MD5 sum "
+                            f"differs), so nothing of it is read; remove {folder / BATCHES} to download it anew")
+    train, test = CIFAR10(folder, train=True), CIFAR10(folder, train=False)
+    images = np.concatenate([train.data, test.data]).transpose(0, 3, 1, 2)
+    labels = np.array(train.targets + test.targets, dtype=np.int64)
+    return _data(np.ascontiguousarray(images), labels, len(train.data), tuple(train.classes), sources.kind)
+
+
+def _fetch_official(folder: Path) -> None:
+    """Put the official files in their place from the archive, which is downloaded if it is not there."""
+    from torchvision.datasets import CIFAR10
+    from torchvision.datasets.utils import check_integrity
+
+    archive, staging = folder / CIFAR10.filename, folder / STAGING
+    shutil.rmtree(staging, ignore_errors=True)  # of a download that was killed
+    try:
+        make_folder(staging)
+        if not os.path.lexists(archive):
+            _download(CIFAR10, staging, archive)
+        elif not check_integrity(archive, CIFAR10.tgz_md5):
+            raise UserError(f"{archive} is not the official archive (its MD5 sum differs), so it is not opened; "
+                            "remove it to download it anew")
+        _extract(archive, staging)
+        os.replace(staging / BATCHES, folder / BATCHES)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _download(CIFAR10: type, staging: Path, archive: Path) -> None:
+    from torchvision.datasets.utils import download_url
+
+    print(f"downloading {CIFAR10.url} to {archive}", file=sys.stderr)
+    try:
+        with _time_limits():
+            download_url(CIFAR10.url, staging, CIFAR10.filename, CIFAR10.tgz_md5)
+        os.replace(staging / CIFAR10.filename, archive)
+    except (OSError, RuntimeError, ValueError, http.client.HTTPException) as error:
+        raise UserError(
+            f"cannot download {CIFAR10.url} ({str(error).rstrip('.')}); either put the archive at {archive}, or "
+            "point --data_dir at an image folder, or take the generated pictures with --synthetic") from error
+
+
+@contextlib.contextmanager
+def _time_limits():
+    """End a connection that stalls, and a download that goes on for ever."""
+
+    def give_up(*_):  # not an OSError, upon which torchvision would try again
+        raise RuntimeError(f"not finished after {DOWNLOAD_LIMIT:g} s")
+
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(STALL_LIMIT)
+    main = threading.current_thread() is threading.main_thread()  # signals come to this thread only
+    handler = signal.signal(signal.SIGALRM, give_up) if main else None
+    try:
+        if main:
+            signal.setitimer(signal.ITIMER_REAL, DOWNLOAD_LIMIT)
+        yield
+    finally:
+        if main:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, handler)
+        socket.setdefaulttimeout(timeout)
+
+
+def _extract(archive: Path, staging: Path) -> None:
+    if not hasattr(tarfile, "data_filter"):
+        raise UserError(f"this Python cannot unpack {archive} safely; take 3.10.12, 3.11.4, 3.12 or newer")
+    try:
+        with tarfile.open(archive) as file:
+            file.extractall(staging, filter="data")  # refuses what leads out of `staging`
+    except (tarfile.TarError, EOFError, zlib.error) as error:
+        raise UserError(f"{archive} cannot be unpacked ({error}); remove it to download it anew") from error
+
+
+# The generated set
+
+SHAPES = ("rows", "columns", "rising", "falling", "checks", "dots", "ring", "cross", "frame", "triangle")
+SHAPE_SIZE = 12
+
+
+def _synthetic() -> Data:
+    """Ten shapes at random places, in random colours and contrasts, over blocks and noise.
+
+    A shape is light on dark as often as the reverse, and anywhere: no single pixel tells the classes apart,
+    which leaves little to an MLP. All arithmetic is on integers, so every machine makes the same pictures.
+    """
+    parts = [_shapes_on_noise(10_000, seed) for seed in range(6)]
+    images, labels = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return _data(images, labels, 50_000, SHAPES, "synthetic")
+
+
+def _shapes_on_noise(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    random = np.random.RandomState(seed)
+    noise = np.frombuffer(random.bytes(count * 3072), np.uint8).reshape(count, 3, 32, 32) >> 3
+    blocks = random.randint(0, 64, (count, 3, 8, 8), dtype=np.uint8)
+    images = noise + blocks.repeat(4, axis=2).repeat(4, axis=3) + np.uint8(80)  # 80 to 174
+
+    labels = random.randint(0, len(SHAPES), count)
+    colours = random.randint(-64, 65, (count, 3, 1, 1)).astype(np.uint8)  # negative ones wrap around, twice
+    rows, columns = random.randint(0, 33 - SHAPE_SIZE, (2, count, 1, 1, 1)) + np.arange(SHAPE_SIZE)
+    rows = rows.swapaxes(2, 3)
+    picture, channel = np.arange(count)[:, None, None, None], np.arange(3)[:, None, None]
+    images[picture, channel, rows, columns] += _shapes()[labels][:, None] * colours
+    return images, labels.astype(np.int64)
+
+
+def _shapes() -> np.ndarray:
+    """The shapes as zeros and ones, 10 x 12 x 12, in the order of SHAPES."""
+    y, x = np.mgrid[:SHAPE_SIZE, :SHAPE_SIZE]
+    v, h = abs(2 * y - SHAPE_SIZE + 1), abs(2 * x - SHAPE_SIZE + 1)  # twice the distance from the middle
+    shapes = (y % 4 < 2, x % 4 < 2, (x + y) % 4 < 2, (x - y) % 4 < 2, x // 2 % 2 == y // 2 % 2,
+              (x % 4 < 2) & (y % 4 < 2), (36 <= v**2 + h**2) & (v**2 + h**2 < 144), np.minimum(v, h) < 4,
+              np.maximum(v, h) >= 9, h <= y)
+    return np.stack(shapes).astype(np.uint8)

@@ -1,0 +1,168 @@
+"""The command line of the two main.py, and the settings of a run. Imports no torch: help and errors are instant."""
+
+import argparse
+import itertools
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that decides the numbers of one run, but for the data."""
+
+    network: str  # "mlp" or "cnn"
+    batch_size: int
+    learning_rate: float
+    drop_rate: float
+    seed: int
+    num_epochs: int
+    without_BatchNorm: bool = False
+    without_dropout: bool = False
+    dropout_type: str | None = None  # the CNN's: "2d" drops feature maps, "1d" single activations
+    hidden_size: int | None = None  # the MLP's
+    precision: str = "fp32"
+    compile: bool = False
+    augment: bool = False
+    schedule: str = "constant"
+    synthetic: bool = False
+
+    @property
+    def name(self) -> str:
+        """The name of the run's folder: one name is one experiment. The number of epochs is no part of it,
+        as a run can go on, unless the learning rate's schedule depends on it."""
+        parts = [self.batch_size, self.learning_rate, self.drop_rate, self.without_BatchNorm, self.without_dropout]
+        if self.dropout_type:
+            parts.append(self.dropout_type)
+        parts.append(f"seed{self.seed}")
+        if self.hidden_size not in (None, 100):
+            parts.append(f"hidden{self.hidden_size}")
+        if self.precision != "fp32":
+            parts.append(self.precision)
+        if self.schedule != "constant":
+            parts.append(f"{self.schedule}{self.num_epochs}")
+        parts += [flag for flag in ("compile", "augment", "synthetic") if getattr(self, flag)]
+        return "_".join(map(str, parts))
+
+    def identity(self) -> dict:
+        """What two runs must share to be the same experiment."""
+        settings = asdict(self)
+        if self.schedule == "constant":
+            del settings["num_epochs"]
+        return settings
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        self.exit(2, f"{self.prog}: error: {message}; --help shows all options\n")
+
+
+def number(kind, allowed: str, is_allowed):
+    """A parser of one value for argparse, whose error names the value and what is allowed."""
+    def parse(text: str):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not is_allowed(value):
+            raise argparse.ArgumentTypeError(f"{text!r} is not allowed, it must be {allowed}")
+        return value
+    return parse
+
+
+def positive(kind=int):
+    return number(kind, "a whole number, 1 or more", lambda value: value >= 1)
+
+
+LEARNING_RATE = number(float, "a finite number above 0", lambda value: 0 < value < math.inf)
+DROP_RATE = number(float, "a number from 0 to below 1", lambda value: 0 <= value < 1)
+SEED = number(int, "a whole number, 0 or more", lambda value: value >= 0)
+
+
+def build_parser(network: str, description: str, batch_size: int, learning_rate: float, drop_rate: float,
+                 num_epochs: int) -> argparse.ArgumentParser:
+    parser = Parser(
+        description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"""\
+Several values for a flag mean every combination, one run each. A run lands in RUNS_DIR/{network}/NAME/:
+config.json, metrics.csv (a row per epoch), best.pt, checkpoint.pt and, at the end, result.json. The same command
+again goes on where it was stopped and skips what is finished; started twice, the two share the runs out.
+
+examples:
+  python main.py --batch_size {batch_size} --drop_rate {drop_rate}
+  python main.py --learning_rate 0.001 0.0001 --seed 0 1 2 --num_epochs 5
+  python main.py --evaluate {batch_size}_{learning_rate}_{drop_rate}
+
+exit code: 0 all runs finished, 1 a run failed (its loss was no longer finite), 2 something for you to mend""")
+
+    run = parser.add_argument_group("the experiment")
+    several = {"nargs": "+", "metavar": "X"}
+    run.add_argument("--batch_size", type=positive(), default=[batch_size], help=f"default {batch_size}", **several)
+    run.add_argument("--learning_rate", type=LEARNING_RATE, default=[learning_rate],
+                     help=f"of Adam, default {learning_rate}", **several)
+    run.add_argument("--drop_rate", type=DROP_RATE, default=[drop_rate],
+                     help=f"probability of dropping a value (or map), default {drop_rate}", **several)
+    run.add_argument("--seed", type=SEED, default=[0], help="of all random numbers, default 0", **several)
+    run.add_argument("--num_epochs", type=positive(), default=num_epochs, metavar="N", help=f"default {num_epochs}")
+    run.add_argument("--without_BatchNorm", action="store_true", help="leave batch normalization out")
+    run.add_argument("--without_dropout", action="store_true", help="leave dropout out")
+    if network == "cnn":
+        run.add_argument("--dropout_type", choices=("1d", "2d"), default="2d",
+                         help="1d drops single activations, 2d (default) whole feature maps")
+    else:
+        run.add_argument("--hidden_size", type=number(int, "a whole number from 1 to 65536", lambda v: 1 <= v <= 65536),
+                         default=100, metavar="N", help="units of the hidden layer, default 100")
+    run.add_argument("--augment", action="store_true", help="random crops (padding 4) and horizontal flips")
+    run.add_argument("--schedule", choices=("constant", "cosine", "onecycle"), default="constant",
+                     help="of the learning rate over the run, default constant")
+
+    place = parser.add_argument_group("where and how")
+    data = place.add_mutually_exclusive_group()
+    data.add_argument("--data_dir", type=Path, default=ROOT / "data", metavar="DIR",
+                      help="CIFAR-10 (downloaded if missing), or an image folder with train/CLASS/ and test/CLASS/; "
+                           "default: data/ of this repository")
+    data.add_argument("--synthetic", action="store_true", help="a built-in generated data set, for a first look")
+    place.add_argument("--runs_dir", type=Path, default=ROOT / "runs", metavar="DIR",
+                       help="where runs land; default: runs/ of this repository")
+    place.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto",
+                       help="auto (default) takes a GPU if there is one")
+    place.add_argument("--precision", choices=("fp32", "bf16"), default="fp32",
+                       help="bf16: mixed precision, for hardware that has it; default fp32")
+    place.add_argument("--compile", action="store_true", help="torch.compile the network")
+
+    other = parser.add_argument_group("instead of training")
+    other.add_argument("--dry-run", action="store_true", help="print the folder of every run, and do nothing")
+    other.add_argument("--evaluate", metavar="RUN", help="print test loss and accuracy of a finished run, by path or name")
+    other.add_argument("--predict", nargs="+", type=Path, metavar="IMAGE",
+                       help="with --evaluate RUN: print the classes of your own pictures")
+    place.add_argument("--retry", action="store_true", help="train runs again that have failed")
+    return parser
+
+
+def parse_command_line(network: str, description: str, arguments: list[str] | None = None, **defaults):
+    """The options of main.py, with `settings`, one Settings for every combination of values, each once.
+
+    Exits with code 2 and one line on stderr if a value is not allowed.
+    """
+    parser = build_parser(network, description, **defaults)
+    options = parser.parse_args(arguments)
+    options.network = network
+    if options.predict and options.evaluate is None:
+        parser.error("argument --predict: needs --evaluate RUN, the run whose network shall predict")
+    if network == "mlp" and 1 in options.batch_size and not options.without_BatchNorm:
+        parser.error("argument --batch_size: 1 is not allowed with BatchNorm1d, which needs two samples to have a "
+                     "variance; take 2 or more, or --without_BatchNorm")
+    options.settings = list(dict.fromkeys(
+        Settings(network, batch_size, learning_rate, drop_rate, seed, options.num_epochs,
+                 options.without_BatchNorm, options.without_dropout,
+                 getattr(options, "dropout_type", None), getattr(options, "hidden_size", None),
+                 options.precision, options.compile, options.augment, options.schedule, options.synthetic)
+        for seed, batch_size, learning_rate, drop_rate in itertools.product(
+            options.seed, options.batch_size, options.learning_rate, options.drop_rate)))
+    if options.dry_run:
+        for settings in options.settings:
+            print(options.runs_dir / network / settings.name)
+        parser.exit()
+    return options

@@ -1,0 +1,560 @@
+"""Data: what is loaded, what is refused and in which words, and that it is decoded only once."""
+
+import contextlib
+import hashlib
+import http.server
+import io
+import os
+import pickle
+import random
+import shutil
+import struct
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import load_data
+from load_data import load_cifar_2d, load_cifar_4d, normalize
+from runs import UserError
+
+ROOT = Path(load_data.__file__).parent
+
+
+def picture(path, size=(32, 32), mode="RGB", seed=0):
+    width, height = size
+    pixels = np.random.RandomState(seed).randint(0, 256, (height, width, 3), dtype=np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).convert(mode).save(path)
+    return pixels
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """An image folder: three classes, 20 pictures each to train and 4 each to test."""
+    seed = 0
+    for split, count in (("train", 20), ("test", 4)):
+        for name in ("dog", "ant", "cat"):
+            for i in range(count):
+                picture(tmp_path / "images" / split / name / f"{i:02}.png", seed=(seed := seed + 1))
+    return tmp_path / "images"
+
+
+def refusal(*args, **kwargs):
+    with pytest.raises(UserError) as caught:
+        load_cifar_4d(*args, **kwargs)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def same(a, b):
+    assert a[3:] == b[3:]
+    for x, y in zip(a[:3], b[:3], strict=True):
+        assert torch.equal(x.images, y.images) and torch.equal(x.labels, y.labels)
+
+
+# Pixels
+
+
+def test_normalize_is_the_formula_for_every_byte():
+    x = torch.arange(256, dtype=torch.uint8)
+    y = normalize(x)
+    assert y.dtype == torch.float32
+    assert torch.equal(y, (x.float() - 128) / 255)
+    assert torch.equal(x, torch.arange(256, dtype=torch.uint8))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_normalize_gives_the_same_bits_on_a_gpu():
+    x = torch.arange(256, dtype=torch.uint8)
+    assert torch.equal(normalize(x.cuda()).cpu(), normalize(x))
+
+
+def test_vectors_are_the_images_flattened(folder):
+    flat, images = load_cifar_2d(folder), load_cifar_4d(folder)
+    assert flat.train.images.shape == (48, 3072) and flat.train.images.dtype == torch.uint8
+    same(images, flat._replace(**{s: getattr(flat, s)._replace(images=getattr(flat, s).images.view(-1, 3, 32, 32))
+                                  for s in ("train", "val", "test")}))
+
+
+# An image folder
+
+
+def test_an_image_folder_is_read_as_torchvision_reads_it(folder):
+    from torchvision.datasets import ImageFolder
+
+    picture(folder / "train" / "cat" / "more" / "a.png", seed=1000)
+    picture(folder / "train" / "cat" / "gray.PNG", mode="L", seed=1001)
+    (folder / "train" / "cat" / "notes.txt").write_text("not a picture")
+    data = load_cifar_4d(folder)
+    assert data.classes == ("ant", "cat", "dog") and data.source == "image folder"
+    for split, names in (("train", ("train", "val")), ("test", ("test",))):
+        expected = sorted((label, np.asarray(image).transpose(2, 0, 1).tobytes())
+                          for image, label in ImageFolder(folder / split))
+        parts = [getattr(data, name) for name in names]
+        assert expected == sorted((label.item(), image.numpy().tobytes()) for part in parts
+                                  for image, label in zip(part.images, part.labels, strict=True))
+    for split in data[:3]:
+        assert split.images.dtype == torch.uint8 and split.labels.dtype == torch.int64
+        assert split.images.is_contiguous()
+
+
+def test_a_fifth_of_a_fixed_permutation_validates(folder):
+    data = load_cifar_4d(folder)
+    assert [len(split.labels) for split in data[:3]] == [48, 12, 12]
+    assert len(set(data.val.labels.tolist())) == 3, "the order on disk is by class: the last fifth would be one"
+    (folder / load_data.CACHE).unlink()
+    same(data, load_cifar_4d(folder))
+
+
+def test_the_fingerprint_follows_pixels_and_class_names(folder):
+    first = load_cifar_4d(folder).fingerprint
+    for split in ("train", "test"):
+        (folder / split / "dog").rename(folder / split / "elk")
+    renamed = load_cifar_4d(folder).fingerprint
+    picture(folder / "test" / "elk" / "00.png", seed=999)
+    assert len({first, renamed, load_cifar_4d(folder).fingerprint}) == 3
+
+
+@pytest.mark.parametrize("damage, words", [
+    (lambda f: shutil.rmtree(f / "test"), "has no folder test/"),
+    (lambda f: shutil.rmtree(f / "train"), "has no folder train/"),
+    (lambda f: shutil.rmtree(f / "test" / "ant"), "the class ant is in only one of"),
+    (lambda f: [shutil.rmtree(p) for p in f.glob("*/*")], "train has no class folders"),
+    (lambda f: [p.unlink() for p in f.glob("train/cat/*")], "train/cat has no pictures"),
+    (lambda f: [p.unlink() for p in f.glob("test/cat/*")], "test/cat has no pictures"),
+    (lambda f: [p.unlink() for p in f.glob("train/*/*") if p.name != "00.png"], "fewer than 5 pictures"),
+    (lambda f: (f / "train" / "cat" / "07.png").write_bytes(b""), "train/cat/07.png cannot be read"),
+    (lambda f: (f / "train" / "cat" / "07.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n"),
+     "train/cat/07.png cannot be read"),
+    (lambda f: (f / "train" / "cat" / "07.png").write_bytes(bytes(2**20 + 1)), "at most 1048576 bytes"),
+    (lambda f: picture(f / "test" / "dog" / "x.png", (33, 32)), "test/dog/x.png has 33x32 pixels"),
+    (lambda f: picture(f / "test" / "dog" / "x.png", (32, 31)), "test/dog/x.png has 32x31 pixels"),
+    (lambda f: ((f / "test" / "dog" / "00.png").unlink(), os.mkfifo(f / "test" / "dog" / "00.png")),
+     "test/dog/00.png is not a file"),
+    (lambda f: (f / "test" / "dog" / "deep.png").mkdir() or (shutil.rmtree(f), f.write_text("x")), "is not a folder"),
+])
+def test_a_damaged_folder_is_refused_in_one_line(folder, damage, words):
+    damage(folder)
+    assert words in refusal(folder)
+
+
+def test_a_picture_that_vanishes_is_named(folder, monkeypatch):
+    sources = load_data._sources
+
+    def vanish(*args):
+        found = sources(*args)
+        (folder / "train" / "cat" / "07.png").unlink(missing_ok=True)
+        return found
+
+    monkeypatch.setattr(load_data, "_sources", vanish)
+    load_data._look_up(folder)  # the file is gone from here on, and yet known
+    monkeypatch.setattr(load_data, "_sources", lambda _: known)
+    picture(folder / "train" / "cat" / "07.png")
+    known = sources(folder)
+    (folder / "train" / "cat" / "07.png").unlink()
+    assert "cannot read" in (message := refusal(folder)) and "train/cat/07.png: No such file" in message
+
+
+def test_bytes_flipped_in_pictures_never_give_a_traceback(folder):
+    rng = random.Random(0)
+    for suffix in ("png", "jpg", "bmp", "tif", "webp", "ppm"):
+        whole = io.BytesIO()
+        Image.fromarray(picture(folder.parent / "x.png")).save(whole, {"jpg": "jpeg", "tif": "tiff"}.get(suffix, suffix))
+        for _ in range(60):
+            data = bytearray(whole.getvalue())
+            for _ in range(rng.randint(1, 8)):
+                data[rng.randrange(min(len(data), rng.choice((64, 10**6))))] = rng.randrange(256)
+            path = folder.parent / f"fuzzed.{suffix}"
+            path.write_bytes(data[:rng.choice((len(data), rng.randrange(len(data))))])
+            with warnings.catch_warnings(), contextlib.suppress(UserError):
+                warnings.simplefilter("ignore")
+                assert load_data._decode(path).shape == (3, 32, 32)
+
+
+def test_a_picture_of_gigabytes_is_refused_by_its_header(folder):
+    def chunk(kind, body):
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    for side, words in ((12_000, "has 12000x12000 pixels"), (60_000, "cannot be read as a 32x32 picture")):
+        header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
+        bomb = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(10**6))) + chunk(b"IEND", b"")
+        (folder / "train" / "ant" / "07.png").write_bytes(bomb)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            message = refusal(folder)
+        assert "train/ant/07.png" in message and words in message
+
+
+# Links
+
+
+def test_links_out_of_the_folder_are_refused_by_name(folder, tmp_path):
+    picture(tmp_path / "outside" / "00.png")
+    for link, target in (("train/cat/zz.png", "outside/00.png"), ("train/cat/deeper", "outside"),
+                         ("train/cat/dangling.png", "nowhere.png")):
+        (folder / link).symlink_to(tmp_path / target)
+        assert f"{folder / link} is a link" in refusal(folder)
+        (folder / link).unlink()
+    for place in ("test/cat", "test"):
+        (folder / place).rename(tmp_path / "moved")
+        (folder / place).symlink_to(tmp_path / "moved")
+        assert f"{folder / place} is a link" in refusal(folder)
+        (folder / place).unlink()
+        (tmp_path / "moved").rename(folder / place)
+    load_cifar_4d(folder)
+
+
+def test_a_link_to_a_file_within_the_folder_is_followed_but_folders_cannot_go_in_circles(folder):
+    (folder / "train" / "cat" / "again.png").symlink_to("00.png")
+    assert len(load_cifar_4d(folder).train.labels) == 49
+    (folder / "train" / "cat" / "circle").symlink_to("..")
+    assert "circle is a link" in refusal(folder)
+
+
+@pytest.mark.parametrize("name", [load_data.CACHE, f".{load_data.CACHE}.tmp", load_data.LOCK, load_data.STAGING])
+def test_nothing_is_written_through_a_link_in_the_folder(folder, tmp_path, name):
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    (folder / name).symlink_to(victim)
+    assert f"{folder / name} is a link" in refusal(folder)
+    assert victim.read_text() == "mine"
+
+
+# The cache
+
+
+def test_pictures_are_decoded_once(folder, capsys):
+    first = load_cifar_4d(folder)
+    assert "decoding 72 pictures" in capsys.readouterr().err
+    same(first, load_cifar_4d(folder))
+    assert capsys.readouterr().err == ""
+    moved = folder.rename(folder.with_name("elsewhere"))
+    same(first, load_cifar_4d(moved))
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("change", [
+    lambda f: picture(f / "train" / "cat" / "new.png"),
+    lambda f: (f / "train" / "cat" / "07.png").unlink(),
+    lambda f: (f / "train" / "cat" / "07.png").rename(f / "train" / "ant" / "77.png"),
+    lambda f: picture(f / "test" / "cat" / "03.png", seed=5000),
+    lambda f: os.utime(f / "test" / "cat" / "03.png", ns=(1, 1)),
+])
+def test_a_changed_folder_is_noticed(folder, change, capsys):
+    load_cifar_4d(folder)
+    change(folder)
+    capsys.readouterr()
+    changed = load_cifar_4d(folder)
+    assert "decoding" in capsys.readouterr().err
+    (folder / load_data.CACHE).unlink()
+    same(changed, load_cifar_4d(folder))
+
+
+def test_a_damaged_cache_is_made_anew(folder, capsys):
+    first = load_cifar_4d(folder)
+    path = folder / load_data.CACHE
+    whole = path.read_bytes()
+    rng = random.Random(0)
+    damaged = [b"", b"{}\n", b"[" * 10**5, b"\x93NUMPY", whole[:-1], whole + b"x", whole[:100], pickle.dumps(os.getcwd)]
+    for _ in range(60):
+        i = rng.choice((rng.randrange(300), rng.randrange(len(whole))))
+        damaged.append(whole[:i] + bytes([whole[i] ^ 1 << rng.randrange(8)]) + whole[i + 1:])
+    for data in damaged:
+        path.write_bytes(data)
+        capsys.readouterr()
+        same(first, load_cifar_4d(folder))
+        assert "decoding" in capsys.readouterr().err
+        assert path.read_bytes() == whole
+
+
+def test_a_folder_that_takes_no_files_is_read_without_a_cache(folder, capsys):
+    (folder / load_data.CACHE).mkdir()  # neither can be written: as in a read-only folder, but for root too
+    (folder / load_data.LOCK).mkdir()
+    load_cifar_4d(folder)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2 and "not kept" in lines[1]
+
+
+def test_workers_that_start_at_once_decode_once(folder):
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import load_data; print(load_data.load_cifar_4d(sys.argv[1]).fingerprint)"
+    workers = [subprocess.Popen([sys.executable, "-c", code, folder], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                text=True) for _ in range(3)]
+    outputs = [worker.communicate(timeout=60) for worker in workers]
+    assert [out.strip() for out, _ in outputs] == [load_cifar_4d(folder).fingerprint] * 3
+    assert "".join(err for _, err in outputs).count("decoding") == 1
+
+
+# The official files
+
+
+@pytest.fixture
+def official(monkeypatch, tmp_path):
+    """Small files in the official layout, and torchvision told that theirs are the right sums."""
+    from torchvision.datasets import CIFAR10
+
+    source = tmp_path / "source"
+    batches = source / load_data.BATCHES
+    batches.mkdir(parents=True)
+    rng = np.random.RandomState(0)
+
+    def write(name, content):
+        (batches / name).write_bytes(pickle.dumps(content, protocol=2))
+        return md5(batches / name)
+
+    def batch():
+        return {"data": rng.randint(0, 256, (20, 3072), dtype=np.uint8), "labels": rng.randint(0, 3, 20).tolist()}
+
+    monkeypatch.setattr(CIFAR10, "train_list", [[f"data_batch_{i}", write(f"data_batch_{i}", batch())] for i in range(1, 6)])
+    monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", write("test_batch", batch())]])
+    sum_of_meta = write("batches.meta", {"label_names": ["ant", "cat", "dog"]})
+    monkeypatch.setattr(CIFAR10, "meta", {**CIFAR10.meta, "md5": sum_of_meta})
+    pack(monkeypatch, source / CIFAR10.filename, batches)
+    return source
+
+
+def md5(path):
+    return hashlib.md5(path.read_bytes()).hexdigest()
+
+
+def pack(monkeypatch, archive, batches, *extra):
+    """Write an archive with the right sum; `extra` are more members, (TarInfo, bytes)."""
+    from torchvision.datasets import CIFAR10
+
+    with tarfile.open(archive, "w:gz") as file:
+        file.add(batches, load_data.BATCHES)
+        for member, data in extra:
+            member.size = len(data)
+            file.addfile(member, io.BytesIO(data))
+    monkeypatch.setattr(CIFAR10, "tgz_md5", md5(archive))
+
+
+def test_of_the_official_files_the_last_fifth_validates(official):
+    data = load_cifar_4d(official)
+    assert data.source == "official" and data.classes == ("ant", "cat", "dog")
+    batches = [pickle.loads((official / load_data.BATCHES / f"data_batch_{i}").read_bytes()) for i in range(1, 6)]
+    assert torch.equal(data.train.images.flatten(1), torch.from_numpy(np.concatenate([b["data"] for b in batches[:4]])))
+    assert torch.equal(data.val.images.flatten(1), torch.from_numpy(batches[4]["data"]))
+    assert data.val.labels.tolist() == batches[4]["labels"]
+    assert len(data.test.labels) == 20
+
+
+def test_decoded_official_files_are_read_without_torchvision(official):
+    first = load_cifar_4d(official)
+    code = (f"import sys; sys.path.insert(0, {str(ROOT)!r}); import load_data\n"
+            "print(load_data.load_cifar_4d(sys.argv[1]).fingerprint, 'torchvision' in sys.modules)")
+    out = subprocess.run([sys.executable, "-c", code, official], capture_output=True, text=True, check=True).stdout
+    assert out.split() == [first.fingerprint, "False"]
+
+
+def test_a_pickle_in_the_place_of_a_batch_never_runs(official, tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    load_cifar_4d(official)
+    for name in ("data_batch_1", "test_batch", "batches.meta"):
+        path = official / load_data.BATCHES / name
+        whole = path.read_bytes()
+        path.write_bytes(pickle.dumps(Bomb(), protocol=2))
+        assert f"{path} is missing or not the official file" in refusal(official)
+        path.unlink()
+        assert f"{path} is missing or not the official file" in refusal(official)
+        path.write_bytes(whole)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_an_archive_in_place_is_unpacked(official, tmp_path):
+    (tmp_path / "data").mkdir()
+    shutil.copy(official / "cifar-10-python.tar.gz", tmp_path / "data")
+    same(load_cifar_4d(official), load_cifar_4d(tmp_path / "data"))
+    assert not (tmp_path / "data" / load_data.STAGING).exists()
+
+
+def test_an_archive_with_another_sum_is_refused_and_kept(official, tmp_path):
+    archive = tmp_path / "data" / "cifar-10-python.tar.gz"
+    archive.parent.mkdir()
+    archive.write_bytes(b"mine")
+    assert f"{archive} is not the official archive" in refusal(tmp_path / "data")
+    assert archive.read_bytes() == b"mine" and not (archive.parent / load_data.BATCHES).exists()
+
+
+def member(name, **fields):
+    info = tarfile.TarInfo(name)
+    for key, value in fields.items():
+        setattr(info, key, value)
+    return info
+
+
+@pytest.mark.parametrize("extra", [
+    [(member("../evil"), b"x")],
+    [(member(f"{load_data.BATCHES}/../../../evil"), b"x")],
+    [(member("door", type=tarfile.SYMTYPE, linkname="../.."), b""), (member("door/evil"), b"x")],
+    [(member("door", type=tarfile.LNKTYPE, linkname="../../secret"), b"")],
+    [(member("pipe", type=tarfile.FIFOTYPE), b"")],
+])
+def test_an_archive_that_leads_out_writes_nothing(official, tmp_path, monkeypatch, extra):
+    data = tmp_path / "a" / "data"
+    data.mkdir(parents=True)
+    (tmp_path / "secret").write_text("mine")
+    pack(monkeypatch, data / "cifar-10-python.tar.gz", official / load_data.BATCHES, *extra)
+    before = {path for path in tmp_path.rglob("*") if data not in path.parents}
+    assert "cifar-10-python.tar.gz cannot be unpacked" in refusal(data)
+    assert {path for path in tmp_path.rglob("*") if data not in path.parents} == before
+    assert [path.name for path in data.iterdir()] == ["cifar-10-python.tar.gz"]
+
+
+def test_real_batches_are_refused_for_their_sums(real_batches, tmp_path):
+    (tmp_path / load_data.BATCHES).symlink_to(real_batches / load_data.BATCHES)
+    assert "data_batch_1 is missing or not the official file" in refusal(tmp_path)
+
+
+def test_real_batches_load_when_torchvision_is_given_their_sums(real_batches, tmp_path, monkeypatch):
+    from torchvision.datasets import CIFAR10
+
+    batches = tmp_path / load_data.BATCHES
+    batches.symlink_to(real_batches / load_data.BATCHES)
+    for attribute in ("train_list", "test_list"):
+        monkeypatch.setattr(CIFAR10, attribute, [[n, md5(batches / n)] for n, _ in getattr(CIFAR10, attribute)])
+    monkeypatch.setattr(CIFAR10, "meta", {**CIFAR10.meta, "md5": md5(batches / "batches.meta")})
+    data = load_cifar_4d(tmp_path)
+    assert [len(split.labels) for split in data[:3]] == [40_000, 10_000, 10_000]
+    assert data.classes[0] == "airplane" and len(data.classes) == 10
+    assert torch.bincount(data.test.labels).tolist() == [1000] * 10
+
+
+def test_real_images_load_again_in_a_moment(real_images):
+    first = load_cifar_4d(real_images)
+    assert [tuple(split.images.shape) for split in first[:3]] == [(40_000, 3, 32, 32)] + [(10_000, 3, 32, 32)] * 2
+    start = time.perf_counter()
+    second = load_cifar_4d(real_images)
+    assert time.perf_counter() - start < 3, "it is under a second; three leave room for a busy machine"
+    assert first.fingerprint == second.fingerprint
+
+
+# The download
+
+
+@pytest.fixture
+def server(official, monkeypatch):
+    """A web server for the archive; the function that it gives sets how the server behaves."""
+    from torchvision.datasets import CIFAR10
+
+    archive = (official / CIFAR10.filename).read_bytes()
+    requests, stop = [], threading.Event()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            self.respond()
+
+        def do_GET(self):
+            requests.append(self.path)
+            self.respond()
+
+        def respond(self):
+            way = self.path.strip("/")
+            if way == "missing":
+                return self.send_error(404)
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(archive)))
+            self.end_headers()
+            if self.command == "HEAD":
+                return None
+            self.wfile.write(archive[:None if way == "well" else 1000])
+            while way == "stalled" and not stop.wait(0.1):
+                pass
+            while way == "dripping" and not stop.wait(0.05):
+                with contextlib.suppress(OSError):
+                    self.wfile.write(b"x")
+                    self.wfile.flush()
+            return None
+
+        def log_message(self, *args):
+            pass
+
+    http_server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    http_server.daemon_threads = True
+    threading.Thread(target=http_server.serve_forever, daemon=True).start()
+
+    def behave(way):
+        monkeypatch.setattr(CIFAR10, "url", f"http://127.0.0.1:{http_server.server_port}/{way}")
+        return requests
+
+    yield behave
+    stop.set()
+    http_server.shutdown()
+    http_server.server_close()
+
+
+def test_the_archive_is_downloaded_once(server, official, tmp_path, capsys):
+    requests = server("well")
+    same(load_cifar_4d(tmp_path / "new" / "data"), load_cifar_4d(official))
+    load_cifar_4d(tmp_path / "new" / "data")
+    assert requests == ["/well"]
+    assert "downloading" in (shown := capsys.readouterr().err) and "100%" in shown
+    assert {p.name for p in (tmp_path / "new" / "data").iterdir()} == {
+        "cifar-10-python.tar.gz", load_data.BATCHES, load_data.CACHE}
+
+
+@pytest.mark.parametrize("way", ["missing", "truncated", "stalled", "dripping"])
+def test_a_failed_download_names_the_ways_out_and_leaves_nothing(server, tmp_path, monkeypatch, way):
+    monkeypatch.setattr(load_data, "STALL_LIMIT", 0.5)
+    monkeypatch.setattr(load_data, "DOWNLOAD_LIMIT", 1.0)
+    server(way)
+    start = time.perf_counter()
+    message = refusal(tmp_path / "data")
+    assert time.perf_counter() - start < 5
+    for words in (str(tmp_path / "data" / "cifar-10-python.tar.gz"), "--data_dir", "--synthetic"):
+        assert words in message
+    assert list((tmp_path / "data").iterdir()) == []
+    server("well")
+    assert load_cifar_4d(tmp_path / "data").source == "official"
+
+
+def test_what_a_killed_download_left_is_no_hindrance(server, tmp_path):
+    server("well")
+    staging = tmp_path / "data" / load_data.STAGING
+    staging.mkdir(parents=True)
+    (staging / "cifar-10-python.tar.gz").write_bytes(b"half")
+    assert load_cifar_4d(tmp_path / "data").source == "official"
+
+
+# The generated set
+
+
+@pytest.fixture(scope="module")
+def synthetic():
+    return load_cifar_4d(synthetic=True)
+
+
+def test_the_generated_set_is_the_same_everywhere(synthetic):
+    assert synthetic.source == "synthetic" and len(synthetic.classes) == 10
+    assert [tuple(split.images.shape) for split in synthetic[:3]] == [
+        (40_000, 3, 32, 32), (10_000, 3, 32, 32), (10_000, 3, 32, 32)]
+    assert synthetic.fingerprint == "FINGERPRINT"
+
+
+def test_the_generated_classes_are_found_by_filters_and_not_by_pixels(synthetic):
+    train, test = synthetic.train, synthetic.test
+    x, y = normalize(train.images).flatten(1), torch.nn.functional.one_hot(train.labels).float()
+    pixels = x.mT @ x + 100 * torch.eye(3072)
+    linear = torch.linalg.solve(pixels, x.mT @ y)
+    by_pixels = ((normalize(test.images).flatten(1) @ linear).argmax(1) == test.labels).float().mean()
+
+    shapes = torch.from_numpy(load_data._shapes()).float()
+    shapes -= shapes.mean((1, 2), keepdim=True)
+    shapes /= shapes.square().sum((1, 2), keepdim=True).sqrt()
+    few = normalize(test.images[:1000])
+    found = torch.nn.functional.conv2d(few.reshape(-1, 1, 32, 32), shapes[:, None]).view(1000, 3, 10, 21, 21)
+    by_filters = (found.square().sum(1).amax((2, 3)).argmax(1) == test.labels[:1000]).float().mean()
+    assert by_pixels < 0.15 and by_filters > 0.7
