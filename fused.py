@@ -48,10 +48,11 @@ def norm_relu_dropout_pool(x: Tensor, norm: BatchNorm, dropout: Dropout2d | None
         sign = signs(norm.weight, x)
         pooled = F.max_pool2d(x, 2) if sign is None else F.max_pool2d(x * sign, 2) * sign
         return F.relu(batch_norm(pooled, norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps))
-    mask = None
+    mask, p = None, 0.0
     if dropout is not None and dropout.training and dropout.p > 0:
-        mask = dropout_mask(x, dropout.p, dropout.mask_shape(x)) if dropout.p < 1 else x.new_zeros(x.shape[:2] + (1, 1))
-    y, mean, variance = NormReluPool.apply(x, norm.weight, norm.bias, mask, norm.eps)
+        p = dropout.p
+        mask = dropout_mask(x, p, dropout.mask_shape(x)) if p < 1 else x.new_zeros(dropout.mask_shape(x))
+    y, mean, variance = NormReluPool.apply(x, norm.weight, norm.bias, mask, p, norm.eps)
     norm.track(mean, variance, x.numel() // x.size(1))
     return y
 
@@ -72,7 +73,7 @@ class NormReluPool(torch.autograd.Function):
     """`definition`, with mean and variance; its derivative as in layers.Normalize."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor | None, bias: Tensor | None, mask: Tensor | None, eps: float):
+    def forward(ctx, x: Tensor, weight: Tensor | None, bias: Tensor | None, mask: Tensor | None, p: float, eps: float):
         sign = signs(weight, x)
         shape = (x.size(0), x.size(1), x.size(2) // 2, x.size(3) // 2)
         pooled = torch.empty(shape, dtype=accumulator(x), memory_format=torch.channels_last)
@@ -82,36 +83,40 @@ class NormReluPool(torch.autograd.Function):
             d = part - sums.shift
             torch.ops.aten.max_pool2d_with_indices.out(d if sign is None else d * sign, *POOL, out=out, indices=indices)
             sums.add(d)
-        mean, variance = sums.statistics()
-        r = torch.rsqrt(variance + eps)
         if sign is not None:
             pooled *= sign
-        pooled -= mean - sums.shift
+        mean, variance = sums.statistics()
+        r = torch.rsqrt(variance + eps)
         scale = r if weight is None else r * per_channel(weight, x)
-        y = pooled * scale if bias is None else torch.addcmul(per_channel(bias, x).to(scale.dtype), pooled, scale)
-        y = y.relu_() if mask is None else y.relu_().mul_(mask)
-        y = y.to(x.dtype)
-        ctx.eps = eps
-        ctx.save_for_backward(x, weight, bias, mask, mean, r, pooled, chosen, y)
+        offset = (sums.shift - mean) * scale  # pooled is x - shift, not x - mean
+        if bias is not None:
+            offset = offset + per_channel(bias, x)
+        if mask is not None:
+            scale, offset = scale * mask, offset * mask
+        y = torch.addcmul(offset, pooled, scale).relu_().to(x.dtype)
+        ctx.p, ctx.eps = p, eps
+        ctx.save_for_backward(x, weight, bias, mask, mean, r, sums.shift, pooled, chosen, y)
         mean, variance = mean.flatten(), variance.flatten()
         ctx.mark_non_differentiable(mean, variance)
         return y, mean, variance
 
     @staticmethod
     def backward(ctx, g: Tensor, *_):
-        x, weight, bias, mask, mean, r, pooled, chosen, y = ctx.saved_tensors
+        x, weight, bias, mask, mean, r, shift, pooled, chosen, y = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return *differentiate(definition(x, weight, bias, mask, ctx.eps), (x, weight, bias), g), None, None
-        g = torch.where(y > 0, g, 0).to(mean.dtype)
-        if mask is not None:
-            g.mul_(mask)
-        sum_g = g.sum((0, 2, 3), keepdim=True)
-        sum_gd = (g * pooled).sum((0, 2, 3), keepdim=True)
+            y = definition(x, weight, bias, mask, ctx.eps)
+            return *differentiate(y, (x, weight, bias), g), None, None, None
+        # Zero where ReLU, or the mask, made y zero; elsewhere the mask is 1 / (1 - p), which is multiplied in late.
+        g = torch.ops.aten.threshold_backward(g.to(mean.dtype), y, 0)
+        kept = 1 / (1 - ctx.p) if ctx.p < 1 else 0.0
+        sum_g = g.sum((0, 2, 3), keepdim=True) * kept
+        sum_gd = (g * pooled).sum((0, 2, 3), keepdim=True) * kept + (shift - mean) * sum_g
         a, c, d = gradient_terms(x, weight, r, sum_g, sum_gd)
-        g.mul_(a)
+        g.mul_(a * kept)
+        d = d - c * mean
         dx = torch.empty_like(x)
         for part, gradient, indices, out in slices(x, g, chosen, dx):
-            through_statistics = (part - mean).mul_(c).add_(d)
-            torch.ops.aten.max_pool2d_with_indices_backward.grad_input(gradient.to(x.dtype), part, *POOL, indices, grad_input=out)
-            out.add_(through_statistics)
-        return dx, *parameter_gradients(weight, bias, r, sum_g, sum_gd), None, None
+            torch.ops.aten.max_pool2d_with_indices_backward.grad_input(
+                gradient.to(x.dtype), part, *POOL, indices, grad_input=out)
+            out.addcmul_(part, c.to(x.dtype)).add_(d.to(x.dtype))
+        return dx, *parameter_gradients(weight, bias, r, sum_g, sum_gd), None, None, None

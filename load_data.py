@@ -18,12 +18,12 @@ import os
 import shutil
 import signal
 import socket
-import stat
 import sys
 import tarfile
 import threading
 import warnings
 import zlib
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -74,7 +74,7 @@ def load_cifar_4d(data_dir: Path | str | None = None, synthetic: bool = False) -
         return _load(folder)
     except OSError as error:
         reason = f"{error.filename or folder}: {error.strerror or error}"
-        raise UserError(f"cannot read {reason}; mend that or choose another --data_dir") from error
+        raise UserError(f"cannot load the data, {reason}; mend that or choose another --data_dir") from error
 
 
 def load_cifar_2d(data_dir: Path | str | None = None, synthetic: bool = False) -> Data:
@@ -96,7 +96,8 @@ def _load(folder: Path) -> Data:
         raise UserError(f"{folder} is not a folder; --data_dir names a folder with the data, or one to fill")
     for name in (CACHE, f".{CACHE}.tmp", LOCK, STAGING):
         _refuse_link(folder / name)  # or we would write where it leads
-    sources, data = _look_up(folder)
+    sources = _sources(folder)
+    data = _read_cache(folder, sources)
     if data is not None:
         return data
     with contextlib.ExitStack() as stack:
@@ -104,7 +105,8 @@ def _load(folder: Path) -> Data:
             stack.enter_context(lock(folder / LOCK))
         if sources.kind == "official" and not os.path.lexists(folder / BATCHES):
             _fetch_official(folder)
-        sources, data = _look_up(folder)  # another process may have made it meanwhile
+        sources = _sources(folder)
+        data = _read_cache(folder, sources)  # another process may have made it meanwhile
         if data is None:
             read = _read_official if sources.kind == "official" else _read_pictures
             data = read(folder, sources)
@@ -112,7 +114,7 @@ def _load(folder: Path) -> Data:
     return data
 
 
-def _data(images: np.ndarray, labels: np.ndarray, train: int, classes: tuple[str, ...], source: str) -> Data:
+def _data(images: np.ndarray, labels: np.ndarray, train: int, classes: Sequence[str], source: str) -> Data:
     """Of the first `train` images the last fifth validates; the rest are the test set."""
     digest = hashlib.sha256(json.dumps([train, classes, source]).encode())
     digest.update(labels.astype("<i8"))
@@ -133,15 +135,6 @@ class Sources(NamedTuple):
         return hashlib.sha256(repr(self).encode()).hexdigest()
 
 
-def _look_up(folder: Path) -> tuple[Sources, Data | None]:
-    """The source files, and what was decoded from these very files, if it is there and whole."""
-    with ThreadPoolExecutor(1) as pool:  # the cache is read while the files are looked up
-        cache = pool.submit(_read_cache, folder)
-        sources = _sources(folder)
-        key, data = cache.result()
-    return sources, data if key == sources.key() else None
-
-
 def _sources(folder: Path) -> Sources:
     """All files that the data is read from; only looked up, not opened."""
     if os.path.lexists(folder / "train") or os.path.lexists(folder / "test"):
@@ -154,9 +147,9 @@ def _sources(folder: Path) -> Sources:
 
 
 def _pictures(folder: Path, split: str) -> dict[str, list]:
-    """The pictures of each class, classes and names in the order of torchvision's ImageFolder."""
+    """The pictures of each class, by its name; what counts as one is as in torchvision's ImageFolder."""
     if not (folder / split).is_dir():
-        raise UserError(f"{folder} has no folder {split}/; an image folder has train/<class>/ and test/<class>/")
+        raise UserError(f"{folder} has no folder {split}/; an image folder has both train/ and test/")
     _refuse_link(folder / split)
     with os.scandir(folder / split) as entries:
         classes = sorted(entry.name for entry in entries if entry.is_dir())
@@ -171,19 +164,17 @@ def _walk(folder: Path, place: str) -> list[tuple[str, int, int]]:
         place = places.pop()
         _refuse_link(folder / place)
         with os.scandir(folder / place) as entries:
-            entries = sorted(entries, key=lambda entry: entry.name)
-        for entry in entries:
-            if entry.is_dir():
-                continue
-            if entry.name.lower().endswith(EXTENSIONS):
-                if entry.is_symlink() and not os.path.realpath(entry.path).startswith(root + os.sep):
-                    _refuse_link(Path(entry.path))
-                status = entry.stat()
-                if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_FILE:
-                    raise UserError(f"{entry.path} is not a file of at most {MAX_FILE} bytes; remove it")
-                found.append((f"{place}/{entry.name}", status.st_size, status.st_mtime_ns))
-        places += [f"{place}/{entry.name}" for entry in reversed(entries) if entry.is_dir()]
-    return found
+            for entry in entries:
+                if entry.is_dir():
+                    places.append(f"{place}/{entry.name}")
+                elif entry.name.lower().endswith(EXTENSIONS):
+                    if entry.is_symlink() and not os.path.realpath(entry.path).startswith(root + os.sep):
+                        _refuse_link(Path(entry.path))
+                    status = entry.stat()
+                    if not entry.is_file() or status.st_size > MAX_FILE:  # a pipe, say, would never end
+                        raise UserError(f"{entry.path} is not a file of at most {MAX_FILE} bytes; remove it")
+                    found.append((f"{place}/{entry.name}", status.st_size, status.st_mtime_ns))
+    return sorted(found)
 
 
 def _refuse_link(path: Path) -> None:
@@ -191,35 +182,33 @@ def _refuse_link(path: Path) -> None:
         raise UserError(f"{path} is a link, which may lead out of the data folder; put a copy in its place")
 
 
-def _read_cache(folder: Path) -> tuple[str, Data | None]:
-    """The cache and the key of the files it was decoded from; ("", None) if it is missing or damaged.
+def _read_cache(folder: Path, sources: Sources) -> Data | None:
+    """What was decoded from these very files; None if there is no such cache or it is damaged.
 
-    It is a line of JSON, then the labels, then the images, so that it is read in two calls: an npz file is
-    read in thousands, each of which waits for the other thread of _look_up.
+    It is a line of JSON, then the labels, then the images: quick to read, never larger than on the disk.
     """
     try:
         if not (folder / CACHE).is_file():  # a pipe would never end
-            return "", None
+            return None
         with open(folder / CACHE, "rb") as file:
             note = json.loads(file.readline(MAX_FILE))
+            if note["key"] != sources.key():
+                return None
             labels = np.fromfile(file, np.int64, note["count"])
             images = np.fromfile(file, np.uint8).reshape(-1, 3, 32, 32)
-        data = _data(images, labels, note["train"], note["classes"], note["source"])
-        if data.fingerprint == note["fingerprint"]:
-            return note["key"], data
-    except Exception:  # damaged bytes can be wrong in many ways; each one means damaged
-        pass
-    return "", None
+        data = _data(images, labels, note["train"], note["classes"], sources.kind)
+        sound = labels.min() >= 0 and labels.max() < len(data.classes)
+        return data if sound and data.fingerprint == note["fingerprint"] else None
+    except Exception:  # bytes can be damaged in many ways
+        return None
 
 
 def _write_cache(folder: Path, sources: Sources, data: Data) -> None:
-    splits = data.train, data.val, data.test
-    train = len(data.train.labels) + len(data.val.labels)
-    note = {"key": sources.key(), "count": train + len(data.test.labels), "train": train,
-            "classes": data.classes, "source": data.source, "fingerprint": data.fingerprint}
-    arrays = [split.labels.numpy() for split in splits] + [split.images.numpy() for split in splits]
+    labels, images = ([split[i].numpy() for split in data[:3]] for i in (1, 0))
+    note = {"key": sources.key(), "count": sum(map(len, labels)), "train": sum(map(len, labels[:2])),
+            "classes": data.classes, "fingerprint": data.fingerprint}
     try:
-        write_file(folder / CACHE, b"".join([json.dumps(note).encode(), b"\n", *arrays]))
+        write_file(folder / CACHE, b"".join([json.dumps(note).encode(), b"\n", *labels, *images]))
     except UserError as error:
         print(f"the decoded images are not kept, so each start decodes them anew: {error}", file=sys.stderr)
 
@@ -228,30 +217,29 @@ def _write_cache(folder: Path, sources: Sources, data: Data) -> None:
 
 
 def _read_pictures(folder: Path, sources: Sources) -> Data:
-    train, test = sources.files["train"], sources.files["test"]
-    _check_classes(folder, train, test)
-    samples = {split: [(path, label) for label, files in enumerate(sources.files[split].values())
-                       for path, _, _ in files] for split in ("train", "test")}
-    if len(samples["train"]) < 5:
+    classes = _check_classes(folder, sources.files)
+    train, test = ([(path, label) for label, name in enumerate(classes) for path, _, _ in files[name]]
+                   for files in sources.files.values())
+    if len(train) < 5:
         raise UserError(f"{folder / 'train'} has fewer than 5 pictures; a fifth validates, so 5 are needed")
     # The order on disk is by class. RandomState, because its numbers are the same in every numpy.
-    order = np.random.RandomState(0).permutation(len(samples["train"]))
-    samples["train"] = [samples["train"][i] for i in order]
-    paths, labels = zip(*samples["train"], *samples["test"], strict=True)
-    images = _decode_all(folder, paths)
-    return _data(images, np.array(labels, dtype=np.int64), len(order), tuple(train), "image folder")
+    order = np.random.RandomState(0).permutation(len(train))
+    paths, labels = zip(*(train[i] for i in order), *test, strict=True)
+    return _data(_decode_all(folder, paths), np.array(labels, np.int64), len(train), classes, sources.kind)
 
 
-def _check_classes(folder: Path, train: dict, test: dict) -> None:
-    odd = sorted(set(train) ^ set(test))
+def _check_classes(folder: Path, files: dict[str, dict[str, list]]) -> list[str]:
+    """The class names, which both splits must have, with pictures."""
+    odd = sorted(set(files["train"]) ^ set(files["test"]))
     if odd:
-        raise UserError(f"the class {odd[0]} is in only one of {folder}/train and {folder}/test; both need it")
-    if not train:
+        raise UserError(f"the class {odd[0]} is in only one of train/ and test/ of {folder}; both need it")
+    if not files["train"]:
         raise UserError(f"{folder / 'train'} has no class folders; put the pictures in train/<class>/")
-    for split, classes in (("train", train), ("test", test)):
-        for name, files in classes.items():
-            if not files:
+    for split, classes in files.items():
+        for name in classes:
+            if not classes[name]:
                 raise UserError(f"{folder / split / name} has no pictures ({' '.join(EXTENSIONS)}); add some")
+    return list(files["train"])
 
 
 def _decode_all(folder: Path, paths: tuple[str, ...]) -> np.ndarray:
@@ -264,8 +252,7 @@ def _decode_all(folder: Path, paths: tuple[str, ...]) -> np.ndarray:
 
     with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
         warnings.simplefilter("ignore")  # Pillow's, on odd files; what it cannot read is an error below
-        for _ in pool.map(decode_chunk, range(0, len(paths), CHUNK)):
-            pass
+        list(pool.map(decode_chunk, range(0, len(paths), CHUNK)))  # raises the first error
     return images
 
 
@@ -275,15 +262,14 @@ def _decode(path: Path) -> np.ndarray:
 
     try:
         with Image.open(path, formats=FORMATS) as image:
-            width, height = image.size
-            if (width, height) == (32, 32):
+            if image.size == (32, 32):
                 return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
     except FileNotFoundError:
         raise
     except Exception as error:  # decoders raise many kinds on damaged bytes; each one means unreadable
         reason = " ".join(str(error).split())
         raise UserError(f"{path} cannot be read as a 32x32 picture ({reason}); mend or remove it") from error
-    raise UserError(f"{path} has {width}x{height} pixels; only pictures of 32x32 are taken, so resize it")
+    raise UserError(f"{path} has {image.width}x{image.height} pixels; only 32x32 is taken, so resize it")
 
 
 # The official files
@@ -294,14 +280,15 @@ def _read_official(folder: Path, sources: Sources) -> Data:
     from torchvision.datasets import CIFAR10
     from torchvision.datasets.utils import check_integrity
 
-    for name, md5 in [*CIFAR10.train_list, *CIFAR10.test_list, (CIFAR10.meta["filename"], CIFAR10.meta["md5"])]:
+    meta = CIFAR10.meta["filename"], CIFAR10.meta["md5"]
+    for name, md5 in [*CIFAR10.train_list, *CIFAR10.test_list, meta]:
         if not check_integrity(folder / BATCHES / name, md5):
             raise UserError(f"{folder / BATCHES / name} is missing or not the official file (its MD5 sum "
-                            f"differs), so nothing of it is read; remove {folder / BATCHES} to download it anew")
+                            f"differs), so nothing is read; remove {folder / BATCHES} to get it anew")
     train, test = CIFAR10(folder, train=True), CIFAR10(folder, train=False)
     images = np.concatenate([train.data, test.data]).transpose(0, 3, 1, 2)
-    labels = np.array(train.targets + test.targets, dtype=np.int64)
-    return _data(np.ascontiguousarray(images), labels, len(train.data), tuple(train.classes), sources.kind)
+    labels = np.array(train.targets + test.targets, np.int64)
+    return _data(np.ascontiguousarray(images), labels, len(train.data), train.classes, sources.kind)
 
 
 def _fetch_official(folder: Path) -> None:
@@ -316,8 +303,8 @@ def _fetch_official(folder: Path) -> None:
         if not os.path.lexists(archive):
             _download(CIFAR10, staging, archive)
         elif not check_integrity(archive, CIFAR10.tgz_md5):
-            raise UserError(f"{archive} is not the official archive (its MD5 sum differs), so it is not opened; "
-                            "remove it to download it anew")
+            raise UserError(f"{archive} is not the official archive (its MD5 sum differs), so it is not "
+                            "opened; remove it to download it anew")
         _extract(archive, staging)
         os.replace(staging / BATCHES, folder / BATCHES)
     finally:
@@ -333,9 +320,9 @@ def _download(CIFAR10: type, staging: Path, archive: Path) -> None:
             download_url(CIFAR10.url, staging, CIFAR10.filename, CIFAR10.tgz_md5)
         os.replace(staging / CIFAR10.filename, archive)
     except (OSError, RuntimeError, ValueError, http.client.HTTPException) as error:
-        raise UserError(
-            f"cannot download {CIFAR10.url} ({str(error).rstrip('.')}); either put the archive at {archive}, or "
-            "point --data_dir at an image folder, or take the generated pictures with --synthetic") from error
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise UserError(f"cannot download {CIFAR10.url} ({reason}); either put the archive at {archive}, or "
+                        "point --data_dir at an image folder, or take --synthetic pictures") from error
 
 
 @contextlib.contextmanager
@@ -373,14 +360,15 @@ def _extract(archive: Path, staging: Path) -> None:
 # The generated set
 
 SHAPES = ("rows", "columns", "rising", "falling", "checks", "dots", "ring", "cross", "frame", "triangle")
-SHAPE_SIZE = 12
+SHAPE_SIZE = 10
 
 
 def _synthetic() -> Data:
     """Ten shapes at random places, in random colours and contrasts, over blocks and noise.
 
     A shape is light on dark as often as the reverse, and anywhere: no single pixel tells the classes apart,
-    which leaves little to an MLP. All arithmetic is on integers, so every machine makes the same pictures.
+    so that a CNN, which looks for a shape everywhere, does much better than an MLP. All arithmetic is on
+    integers, so every machine makes the same pictures.
     """
     parts = [_shapes_on_noise(10_000, seed) for seed in range(6)]
     images, labels = (np.concatenate(part) for part in zip(*parts, strict=True))
@@ -395,18 +383,17 @@ def _shapes_on_noise(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
     labels = random.randint(0, len(SHAPES), count)
     colours = random.randint(-64, 65, (count, 3, 1, 1)).astype(np.uint8)  # negative ones wrap around, twice
-    rows, columns = random.randint(0, 33 - SHAPE_SIZE, (2, count, 1, 1, 1)) + np.arange(SHAPE_SIZE)
-    rows = rows.swapaxes(2, 3)
-    picture, channel = np.arange(count)[:, None, None, None], np.arange(3)[:, None, None]
-    images[picture, channel, rows, columns] += _shapes()[labels][:, None] * colours
+    pictures, channels, rows, columns = np.ogrid[:count, :3, :SHAPE_SIZE, :SHAPE_SIZE]
+    top, left = random.randint(0, 33 - SHAPE_SIZE, (2, count, 1, 1, 1))
+    images[pictures, channels, top + rows, left + columns] += _shapes()[labels][:, None] * colours
     return images, labels.astype(np.int64)
 
 
 def _shapes() -> np.ndarray:
-    """The shapes as zeros and ones, 10 x 12 x 12, in the order of SHAPES."""
+    """The shapes as zeros and ones, 10 x 10 x 10, in the order of SHAPES."""
     y, x = np.mgrid[:SHAPE_SIZE, :SHAPE_SIZE]
     v, h = abs(2 * y - SHAPE_SIZE + 1), abs(2 * x - SHAPE_SIZE + 1)  # twice the distance from the middle
     shapes = (y % 4 < 2, x % 4 < 2, (x + y) % 4 < 2, (x - y) % 4 < 2, x // 2 % 2 == y // 2 % 2,
-              (x % 4 < 2) & (y % 4 < 2), (36 <= v**2 + h**2) & (v**2 + h**2 < 144), np.minimum(v, h) < 4,
-              np.maximum(v, h) >= 9, h <= y)
+              (x % 4 < 2) & (y % 4 < 2), (v**2 + h**2 >= 25) & (v**2 + h**2 < 100), np.minimum(v, h) < 4,
+              np.maximum(v, h) >= 7, h <= y)
     return np.stack(shapes).astype(np.uint8)

@@ -161,16 +161,21 @@ class Trainer:
             progress = (self.epoch + step / len(batches)) / settings.num_epochs
             for group in self.optimizer.param_groups:
                 group["lr"] = settings.learning_rate * learning_rate_factor(settings.schedule, progress)
-            x, y = normalize(take(images, index)), labels.index_select(0, index)
-            logits = self.logits(augmented(x) if settings.augment else x)
-            loss = F.cross_entropy(logits, y)
-            self.optimizer.zero_grad()
-            loss.backward()
-            self.optimizer.step()
-            losses.append(loss.detach())
-            correct += (logits.detach().argmax(1) == y).sum()
+            loss, right = self.step(images, labels, index)
+            losses.append(loss)
+            correct += right
             on_step(1 / len(batches))
         return torch.stack(losses), correct
+
+    def step(self, images: Tensor, labels: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        """One step of the optimizer on the samples at `index`; returns the loss and the number of right answers."""
+        x, y = normalize(take(images, index)), labels.index_select(0, index)
+        logits = self.logits(augmented(x) if self.settings.augment else x)
+        loss = F.cross_entropy(logits, y)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach(), (logits.detach().argmax(1) == y).sum()
 
     @torch.no_grad()
     def evaluate(self, split: Split) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,45 @@
+# make train    both networks learn CIFAR-10 on this machine; DATA=path takes an image folder instead
+# make test     all tests
+# make figures  every figure, table and REPORT.md, from results/
+# make bench    measured comparisons with PyTorch's own layers and with a plain loop
+# make faults   the whole count of injected faults (CI runs a tenth)
+# Each of them makes its own virtual environment first. PYTHON=… picks the interpreter that does (3.10 or newer).
+
+PYTHON ?= python3
+VENV ?= .venv
+DATA ?=
+
+.PHONY: train test lint figures bench faults
+.DELETE_ON_ERROR:
+
+train: $(VENV)/installed
+	$(VENV)/bin/python quickstart.py $(if $(DATA),--data_dir "$(DATA)")
+
+test: $(VENV)/installed-tests
+	$(VENV)/bin/python -m pytest $(TESTS)
+
+lint: $(VENV)/installed-tests
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/shellcheck run_grid.sh .ci/run
+
+figures: $(VENV)/installed
+	$(VENV)/bin/python plot.py
+
+bench: $(VENV)/installed
+	$(VENV)/bin/python bench/bench.py $(if $(DATA),--data_dir "$(DATA)")
+
+faults: $(VENV)/installed-tests
+	FAULTS=full $(VENV)/bin/python -m pytest tests/test_faults.py tests/test_command_line.py
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "$(PYTHON) is too old or missing: this needs Python 3.10 or newer, e.g. make PYTHON=python3.12 …" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: requirements.txt | $(VENV)/bin/python
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+$(VENV)/installed-tests: requirements-test.txt $(VENV)/installed
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
+	touch $@

@@ -1,0 +1,254 @@
+#!/usr/bin/env python3
+"""Measure the hand-written layers against PyTorch's own, and the training loop against a plain one (`make bench`).
+
+Prints one table. What is compared is measured in turns, in one process where it can be, and given as medians with
+the quartiles, since these machines drift: only ratios of one run count. Without --data_dir it takes the generated
+set, which costs the same.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
+
+import experiment  # first: it sets how threads wait, before torch is loaded
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from cnn.model import CNN
+from load_data import load_cifar_2d, load_cifar_4d, normalize
+from mlp.model import MLP
+from plain import peak_mb
+from options import Settings
+from training import Trainer, on_device
+
+CPU = torch.device("cpu")
+TRAIN, EVALUATE = 40_000, 20_000
+FLOPS = {  # multiply-adds of one sample, forward, times 2; and what the backward pass adds to it
+    "mlp": (2 * (3072 * 100 + 100 * 10), 2 * (3072 * 100 + 2 * 100 * 10)),
+    "cnn": (2 * (28 * 28 * 128 * 75 + 12 * 12 * 64 * 1152 + 2304 * 10),
+            2 * (28 * 28 * 128 * 75 + 2 * 12 * 12 * 64 * 1152 + 2 * 2304 * 10)),
+}
+
+
+class ReferenceMLP(MLP):
+    """The same network with PyTorch's own layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.dropout = nn.BatchNorm1d(100), nn.Dropout(0.2)
+
+
+class ReferenceCNN(CNN):
+    """The same network with PyTorch's own layers, in the same fast order: MaxPool first where the function allows."""
+
+    def __init__(self, dropout_type="2d"):
+        super().__init__(dropout_type=dropout_type)
+        self.norm1, self.norm2 = nn.BatchNorm2d(128), nn.BatchNorm2d(64)
+        self.dropout = nn.Dropout2d(0.2) if dropout_type == "2d" else nn.Dropout(0.2)
+
+    def norm_relu_dropout_pool(self, x, norm):
+        if isinstance(self.dropout, nn.Dropout2d):
+            return self.dropout(F.relu(F.max_pool2d(norm(x), 2)))
+        return F.relu(F.max_pool2d(self.dropout(norm(x)), 2))
+
+
+def steps_in_turns(builders: dict, network: str, data, batch_size: int, precision: str, rounds: int) -> dict:
+    """Seconds of `rounds` training steps of each network, taken in turns."""
+    trainers = {}
+    for name, build in builders.items():
+        settings = Settings(network, batch_size, 0.001, 0.2, 0, 1, precision=precision)
+        trainers[name] = Trainer(build, data, settings, CPU)
+        trainers[name].network.train()
+    images, labels = data.train
+    seconds = {name: [] for name in trainers}
+    for i in range(rounds + 2):
+        index = torch.randperm(len(labels))[:batch_size]
+        for name, trainer in trainers.items():
+            start = time.perf_counter()
+            loss = trainer.step(images, labels, index)[0]
+            loss.item()
+            if i >= 2:  # the first steps also set up
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def spread(values: list[float], scale: float = 1e3) -> str:
+    quartiles = statistics.quantiles(values, n=4)
+    return f"{quartiles[1] * scale:.1f} ({quartiles[0] * scale:.1f}–{quartiles[2] * scale:.1f})"
+
+
+def gemm_rate() -> float:
+    """Floating-point operations per second of a large matrix product in fp32."""
+    a = torch.randn(2048, 2048)
+    times = []
+    for _ in range(12):
+        start = time.perf_counter()
+        a @ a
+        times.append(time.perf_counter() - start)
+    return 2 * 2048**3 / statistics.median(times)
+
+
+def plain(network: str, data_dir: str, batch_size: int, steps: int, evaluations: int) -> dict:
+    command = [sys.executable, ROOT / "bench" / "plain.py", network, "--data_dir", data_dir, "--batch_size", batch_size,
+               "--steps", steps, "--evaluations", evaluations]
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
+    output = subprocess.run(list(map(str, command)), env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(output.stdout)
+
+
+def ours(network: str, data_dir: str, batch_size: int, steps: int, evaluations: int) -> dict:
+    """The same measurements of our loop, in a process of its own."""
+    command = [sys.executable, __file__, "--data_dir", data_dir, "--measure", network, str(batch_size), str(steps),
+               str(evaluations)]
+    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+
+
+def measure(network: str, data_dir: str, batch_size: int, steps: int, evaluations: int) -> dict:
+    """Seconds to the first step, per step and per evaluated batch of 250, and the peak memory, of this process."""
+    experiment.keep_freed_memory()
+    start = time.perf_counter()
+    data = load(network, data_dir)
+    settings = Settings(network, batch_size, 0.001, 0.2, 0, 1)
+    trainer = Trainer(CNN if network == "cnn" else MLP, data, settings, CPU)
+    order = torch.randperm(len(data.train.labels))
+    seconds = {"start": time.perf_counter() - start, "step": [], "evaluation": []}
+    trainer.network.train()
+    for i in range(steps):
+        begin = time.perf_counter()
+        trainer.step(*data.train, order[(i * batch_size) % 30_000:][:batch_size])
+        seconds["step"].append(time.perf_counter() - begin)
+    trainer.network.eval()
+    with torch.no_grad():
+        for i in range(evaluations):
+            begin = time.perf_counter()
+            trainer.logits(normalize(data.test.images[250 * i:250 * (i + 1)]))
+            seconds["evaluation"].append(time.perf_counter() - begin)
+    return {**seconds, "peak_mb": peak_mb()}
+
+
+def load(network: str, data_dir: str):
+    function = load_cifar_2d if network == "mlp" else load_cifar_4d
+    data = function(data_dir) if data_dir != "synthetic" else function(synthetic=True)
+    return data._replace(**{name: on_device(getattr(data, name), CPU) for name in ("train", "val", "test")})
+
+
+def import_and_start(data_dir: str) -> dict[str, float]:
+    """Seconds of: import torch; main.py up to its first step; --help. Medians of five, in turns."""
+    first_step = ("import sys, runpy, training, os\n"
+                  "training.Trainer.step = lambda *_: os._exit(0)\n"
+                  "sys.argv[0] = 'mlp/main.py'\nsys.path.insert(0, 'mlp')\n"
+                  "runpy.run_path('mlp/main.py', run_name='__main__')")
+    data = ["--synthetic"] if data_dir == "synthetic" else ["--data_dir", data_dir]
+    commands = {
+        "import torch": [sys.executable, "-c", "import torch"],
+        "first step": [sys.executable, "-c", first_step, *data, "--runs_dir", os.devnull + "/none"],
+        "help": [sys.executable, "mlp/main.py", "--help"],
+    }
+    commands["first step"][-1] = str(ROOT / "runs" / ".bench")
+    times = {name: [] for name in commands}
+    for _ in range(5):
+        for name, command in commands.items():
+            start = time.perf_counter()
+            subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def row(what: str, measured: str, against: str, ratio: float, target: str) -> None:
+    print(f"| {what} | {measured} | {against} | {ratio:.2f} | {target} |", flush=True)
+
+
+def has_bf16() -> bool:
+    """Whether this processor multiplies bfloat16 itself; emulated it is slower than float32."""
+    return torch.cpu._is_avx512_bf16_supported() if platform.machine() == "x86_64" else False
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data_dir", default="synthetic", help="an image folder or CIFAR-10; default: generated")
+    parser.add_argument("--measure", nargs=4, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        network, *numbers = options.measure
+        print(json.dumps(measure(network, options.data_dir, *map(int, numbers))))
+        return
+
+    experiment.keep_freed_memory()
+    flops = gemm_rate()
+    print(f"{processor()}, {torch.get_num_threads()} threads, Python {platform.python_version()}, torch "
+          f"{torch.__version__}, {time.strftime('%Y-%m-%d')}; matrix product {flops / 1e9:.0f} GFLOP/s; "
+          f"milliseconds: median (quartiles)\n")
+    print("| what | this project | compared with | ratio | target |\n|---|---|---|---|---|")
+    data = {network: load(network, options.data_dir) for network in ("mlp", "cnn")}
+    compare_steps(data)
+    del data
+    compare_loops(options.data_dir, flops)
+    compare_starts(options.data_dir)
+
+
+def compare_steps(data: dict) -> None:
+    """A training step with the hand-written layers against the same with PyTorch's own."""
+    cases = [("MLP step, batch 1024, fp32", "mlp", {"ours": MLP, "torch": ReferenceMLP}, 1024, "fp32", 150, "≤ 1.00"),
+             ("CNN step, batch 128, fp32", "cnn", {"ours": CNN, "torch": ReferenceCNN}, 128, "fp32", 60, "≤ 1.00"),
+             ("CNN step, --dropout_type 1d, fp32", "cnn", {"ours": lambda: CNN(dropout_type="1d"),
+              "torch": lambda: ReferenceCNN("1d")}, 128, "fp32", 15, "≤ 1.00"),
+             ("CNN step, batch 128, bf16", "cnn", {"ours": CNN, "torch": ReferenceCNN}, 128, "bf16",
+              60 if has_bf16() else 5, "≤ 1.00")]
+    for what, network, builders, batch_size, precision, rounds, target in cases:
+        seconds = steps_in_turns(builders, network, data[network], batch_size, precision, rounds)
+        medians = {name: statistics.median(values) for name, values in seconds.items()}
+        note = ", emulated" if precision == "bf16" and not has_bf16() else ""
+        row(what + note, spread(seconds["ours"]), "PyTorch's layers " + spread(seconds["torch"]),
+            medians["ours"] / medians["torch"], target)
+
+
+def compare_loops(data_dir: str, flops: float) -> None:
+    """Epochs and runs against the plain loop, each in processes of their own, in turns; memory as a by-product."""
+    peaks = {}
+    for network, batch_size, epochs, steps, target in (("cnn", 128, 1, 12, "≥ 4.5"), ("mlp", 1024, 20, 39, "≥ 4")):
+        totals = {plain: [], ours: []}
+        for _ in range(3):
+            for loop in totals:
+                found = loop(network, data_dir, batch_size, steps, 12)
+                per_epoch = (statistics.median(found["step"]) * (TRAIN // batch_size)
+                             + statistics.median(found["evaluation"]) * EVALUATE
+                             / (batch_size if loop is plain else 250))
+                totals[loop].append(epochs * per_epoch + (found["start"] if network == "mlp" and loop is plain else 0))
+                peaks[network] = found["peak_mb"]
+        seconds = {loop: statistics.median(values) for loop, values in totals.items()}
+        what = "CNN epoch with evaluation" if network == "cnn" else "MLP run of 20 epochs, one of a grid"
+        row(what, spread(totals[ours], 1) + " s", "plain loop " + spread(totals[plain], 1) + " s",
+            seconds[plain] / seconds[ours], target)
+        forward, backward = FLOPS[network]
+        ideal = epochs * (TRAIN * (forward + backward) + EVALUATE * forward) / flops
+        row(what + ": share of the matrix product's rate", f"{seconds[ours]:.1f} s", f"{ideal:.1f} s",
+            ideal / seconds[ours], "≥ 0.80" if network == "mlp" else "")
+    for network, limit in (("cnn", 1600), ("mlp", 1200)):
+        row(f"{network.upper()} peak memory", f"{peaks[network]:.0f} MB", f"{limit} MB", peaks[network] / limit, "≤ 1.00")
+
+
+def compare_starts(data_dir: str) -> None:
+    times = import_and_start(data_dir)
+    row("from main.py to the first step", f"{times['first step']:.2f} s", f"import torch {times['import torch']:.2f} s",
+        times["first step"] - times["import torch"], "≤ 1 s more")
+    row("--help", f"{times['help']:.2f} s", "0.5 s", times["help"] / 0.5, "≤ 1.00")
+
+
+def processor() -> str:
+    with open("/proc/cpuinfo") as file:
+        names = [line.split(":")[1].strip() for line in file if line.startswith("model name")]
+    return f"{len(names)} cores {names[0]}" if names else platform.processor()
+
+
+if __name__ == "__main__":
+    main()
