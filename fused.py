@@ -47,7 +47,8 @@ def norm_relu_dropout_pool(x: Tensor, norm: BatchNorm, dropout: Dropout2d | None
     if not norm.uses_batch_statistics():
         sign = signs(norm.weight, x)
         pooled = F.max_pool2d(x, 2) if sign is None else F.max_pool2d(x * sign, 2) * sign
-        return F.relu(batch_norm(pooled, norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps))
+        y = F.relu(batch_norm(pooled, norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps))
+        return y if dropout is None else dropout(y)
     mask, p = None, 0.0
     if dropout is not None and dropout.training and dropout.p > 0:
         p = dropout.p
@@ -65,7 +66,7 @@ def signs(weight: Tensor | None, x: Tensor) -> Tensor | None:
 
 
 def definition(x: Tensor, weight: Tensor | None, bias: Tensor | None, mask: Tensor | None, eps: float) -> Tensor:
-    y = F.relu(batch_norm(x, *batch_statistics(x), weight, bias, eps))
+    y = F.relu(batch_norm(x, *batch_statistics(x.to(accumulator(x))), weight, bias, eps))
     return F.max_pool2d(y if mask is None else y * mask, 2)
 
 

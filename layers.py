@@ -70,7 +70,7 @@ def dropout_mask(x: Tensor, p: float, shape: torch.Size) -> Tensor:
         # one value, which keeps the rate to within 1 / 131072.
         bits = torch.empty(mask.numel() // 4 + 1, dtype=torch.int64).random_(-(2 ** 63), None).view(torch.int16)
         bits = bits.as_strided(mask.shape, mask.stride())
-        mask.copy_(bits < min(round((1 - p) * 65536), 65535) - 32768)
+        mask.copy_(bits.lt_(min(round((1 - p) * 65536), 65535) - 32768))  # in place is vectorized, to bool is not
     else:
         mask.bernoulli_(1 - p)
     return mask.div_(1 - p)
@@ -99,13 +99,12 @@ class ShiftedSums:
         self.n = x.numel() // x.size(1)
         first, = next(slices(x))
         self.shift = first.mean(self.dims, keepdim=True, dtype=accumulator(x))
-        self.sum = torch.zeros_like(self.shift)
-        self.sum_of_squares = torch.zeros_like(self.shift)
+        self.sum = self.sum_of_squares = 0
 
     def add(self, d: Tensor) -> None:
         """Take in a slice of x - shift, which is overwritten."""
-        self.sum += d.sum(self.dims, keepdim=True)
-        self.sum_of_squares += d.square_().sum(self.dims, keepdim=True)
+        self.sum = d.sum(self.dims, keepdim=True) + self.sum
+        self.sum_of_squares = d.square_().sum(self.dims, keepdim=True) + self.sum_of_squares
 
     def statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and biased variance, shape (1, C, 1, ...)."""
@@ -136,12 +135,10 @@ class Normalize(torch.autograd.Function):
         scale = r if weight is None else r * per_channel(weight, x)
         y = torch.empty_like(x)
         for part, out in slices(x, y):
-            centred = part - mean
             if bias is None:
-                torch.mul(centred, scale, out=centred)
+                torch.mul(part - mean, scale, out=out)
             else:
-                torch.addcmul(per_channel(bias, x).to(scale.dtype), centred, scale, out=centred)
-            out.copy_(centred)
+                torch.addcmul(per_channel(bias, x).to(scale.dtype), part - mean, scale, out=out)
         ctx.eps = eps
         ctx.save_for_backward(x, weight, bias, mean, r)
         mean, variance = mean.flatten(), variance.flatten()
@@ -152,17 +149,17 @@ class Normalize(torch.autograd.Function):
     def backward(ctx, g: Tensor, *_):
         x, weight, bias, mean, r = ctx.saved_tensors
         if torch.is_grad_enabled():
-            y = batch_norm(x, *batch_statistics(x), weight, bias, ctx.eps)
+            y = batch_norm(x, *batch_statistics(x.to(accumulator(x))), weight, bias, ctx.eps)
             return *differentiate(y, (x, weight, bias), g), None
         dims = [d for d in range(x.dim()) if d != 1]
-        sum_g, sum_gd = torch.zeros_like(mean), torch.zeros_like(mean)
+        sum_g = sum_gd = 0
         for part, gradient in slices(x, g):
-            sum_g += gradient.sum(dims, keepdim=True, dtype=mean.dtype)
-            sum_gd += (part - mean).mul_(gradient).sum(dims, keepdim=True)
+            sum_g = gradient.sum(dims, keepdim=True, dtype=mean.dtype) + sum_g
+            sum_gd = (part - mean).mul_(gradient).sum(dims, keepdim=True) + sum_gd
         dx = torch.empty_like(x)
         a, c, d = gradient_terms(x, weight, r, sum_g, sum_gd)
         for part, gradient, out in slices(x, g, dx):
-            out.copy_((part - mean).mul_(c).add_(d).addcmul_(gradient.to(a.dtype), a))
+            torch.addcmul((part - mean).mul_(c).add_(d), gradient.to(a.dtype), a, out=out)
         return dx, *parameter_gradients(weight, bias, r, sum_g, sum_gd), None
 
 
@@ -213,8 +210,10 @@ class BatchNorm(nn.Module):
         bias: with affine, learn the bias
 
     Raises:
-        ValueError: `x` has the wrong number of dimensions, or in training just one value per channel
-        RuntimeError: `x` has another number of channels than `num_features`
+        ValueError: `x` has the wrong number of dimensions, or just one value per channel where the batch's
+            statistics are used; `eps` is not positive (in evaluation 0 will do)
+        RuntimeError: `x` has another number of channels than `num_features`; without weight and running
+            statistics there is nothing that it would have to fit, and any number will do
     """
 
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1, affine: bool = True,
@@ -261,7 +260,7 @@ class BatchNorm(nn.Module):
         if not self.uses_batch_statistics():
             return batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, self.eps)
         if x.numel() == 0:
-            mean, variance = torch.zeros_like(x[:1].sum()).expand(2, self.num_features)
+            mean, variance = torch.zeros_like(x[:1].sum()).expand(2, x.size(1))
             y = batch_norm(x, mean, variance, self.weight, self.bias, self.eps)
         elif torch.compiler.is_compiling():  # the compiler fuses the definition by itself
             mean, variance = batch_statistics(x.to(accumulator(x)))
@@ -276,10 +275,13 @@ class BatchNorm(nn.Module):
 
     def check_input(self, x: Tensor) -> None:
         self.check_dimensions(x)
-        if x.size(1) != self.num_features:
-            raise RuntimeError(f"expected {self.num_features} channels (got input of shape {tuple(x.shape)})")
-        if self.training and x.numel() == x.size(1):
+        if self.uses_batch_statistics() and x.numel() == x.size(1):
             raise ValueError(f"Expected more than 1 value per channel when training, got input size {x.shape}")
+        if self.eps < 0 or self.training and self.eps == 0:
+            raise ValueError(f"batch_norm eps must be positive, in evaluation at least 0, but got {self.eps}")
+        per_feature = self.running_mean if self.weight is None else self.weight
+        if per_feature is not None and x.size(1) != self.num_features:
+            raise RuntimeError(f"expected {self.num_features} channels (got input of shape {tuple(x.shape)})")
 
     @torch.no_grad()
     def track(self, mean: Tensor, variance: Tensor, n: int) -> None:
@@ -331,4 +333,6 @@ class Dropout2d(Dropout):
     """
 
     def mask_shape(self, x: Tensor) -> torch.Size:
+        if x.dim() < 2:
+            raise RuntimeError(f"Dropout2d takes inputs with at least 2 dimensions (got {x.dim()})")
         return torch.Size([*x.shape[:2], *[1] * (x.dim() - 2)])

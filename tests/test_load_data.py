@@ -76,7 +76,8 @@ def test_normalize_is_the_formula_for_every_byte():
     y = normalize(x)
     assert y.dtype == torch.float32
     assert torch.equal(y, (x.float() - 128) / 255)
-    assert torch.equal(x, torch.arange(256, dtype=torch.uint8))
+    floats = x.float()
+    assert torch.equal(normalize(floats), y) and torch.equal(floats, x.float()), "the input stays as it was"
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -469,7 +470,7 @@ def server(official, monkeypatch):
             if self.command == "HEAD":
                 return None
             self.wfile.write(archive[:None if way == "well" else 1000])
-            while way == "stalled" and not stop.wait(0.1):
+            while way == "stalled" and not stop.wait(60):
                 pass
             while way == "dripping" and not stop.wait(0.05):
                 with contextlib.suppress(OSError):
@@ -506,15 +507,17 @@ def test_the_archive_is_downloaded_once(server, official, tmp_path, capsys):
         "cifar-10-python.tar.gz", load_data.BATCHES, load_data.CACHE}
 
 
-@pytest.mark.parametrize("way", ["missing", "truncated", "stalled", "dripping"])
-def test_a_failed_download_names_the_ways_out_and_leaves_nothing(server, tmp_path, monkeypatch, way):
+@pytest.mark.parametrize("way, limit, reason", [
+    ("missing", 60.0, "404"), ("truncated", 60.0, ""), ("stalled", 60.0, "timed out"),
+    ("dripping", 1.0, "not finished after 1 s")])
+def test_a_failed_download_names_the_ways_out_and_leaves_nothing(server, tmp_path, monkeypatch, way, limit, reason):
     monkeypatch.setattr(load_data, "STALL_LIMIT", 0.5)
-    monkeypatch.setattr(load_data, "DOWNLOAD_LIMIT", 1.0)
+    monkeypatch.setattr(load_data, "DOWNLOAD_LIMIT", limit)
     server(way)
     start = time.perf_counter()
     message = refusal(tmp_path / "data")
     assert time.perf_counter() - start < 5
-    for words in (str(tmp_path / "data" / "cifar-10-python.tar.gz"), "--data_dir", "--synthetic"):
+    for words in (reason, str(tmp_path / "data" / "cifar-10-python.tar.gz"), "--data_dir", "--synthetic"):
         assert words in message
     assert list((tmp_path / "data").iterdir()) == []
     server("well")
@@ -526,7 +529,18 @@ def test_what_a_killed_download_left_is_no_hindrance(server, tmp_path):
     staging = tmp_path / "data" / load_data.STAGING
     staging.mkdir(parents=True)
     (staging / "cifar-10-python.tar.gz").write_bytes(b"half")
+    (staging / load_data.BATCHES).write_bytes(b"in the way")
     assert load_cifar_4d(tmp_path / "data").source == "official"
+
+
+def test_a_download_is_not_written_through_a_link(server, tmp_path):
+    server("well")
+    staging = tmp_path / "data" / load_data.STAGING
+    staging.mkdir(parents=True)
+    (tmp_path / "victim").write_text("mine")
+    (staging / "cifar-10-python.tar.gz").symlink_to(tmp_path / "victim")
+    assert load_cifar_4d(tmp_path / "data").source == "official"
+    assert (tmp_path / "victim").read_text() == "mine"
 
 
 # The generated set
