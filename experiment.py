@@ -19,10 +19,11 @@ from tqdm import tqdm
 
 from load_data import Data
 from options import Settings
-from runs import Run, UserError, make_folder
+from runs import Run, UserError
+from tracking import Tracking, chosen_tools
 from training import Diverged, Trainer, on_device
 
-BAR = "{desc} {percentage:3.0f}%|{bar}| epoch {n:.1f}/{total} [{elapsed}<{remaining}{postfix}]"
+BAR = "{desc} |{bar}| {n:.1f}/{total} [{elapsed}<{remaining}{postfix}]"
 
 
 def run_experiment(options, build: Callable[[Settings, int], nn.Module],
@@ -30,8 +31,13 @@ def run_experiment(options, build: Callable[[Settings, int], nn.Module],
     """Do what the command line says; returns the exit code."""
     try:
         started = time.time()
+        chosen_tools(options)  # one that is missing is told before any work
         device = choose_device(options.device)
         keep_freed_memory()
+        if options.evaluate is not None:
+            from evaluation import evaluate_run
+
+            return evaluate_run(options, build, load, device)
         data = load(options.data_dir, options.synthetic)
         return train_all(options, lambda settings: build(settings, len(data.classes)), data, device, started)
     except UserError as error:
@@ -76,6 +82,7 @@ def train_all(options, build: Callable[[Settings], nn.Module], data: Data, devic
     for settings, run in todo.items():
         refuse_impossible(settings, run, data)
     data = Data(*(on_device(split, device) for split in data[:3]), *data[3:])
+    tools, places = chosen_tools(options), {run: place for place, run in enumerate(todo.values(), 1)}
 
     def is_open(settings: Settings, run: Run) -> bool:
         if run.finished(settings.num_epochs):
@@ -90,7 +97,8 @@ def train_all(options, build: Callable[[Settings], nn.Module], data: Data, devic
         for settings, run in open_runs.items():
             with run.hold() as held:
                 if held and is_open(settings, run):
-                    train(run, settings, build, data, device)
+                    place = f"{places[run]}/{len(todo)} " if len(todo) > 1 else ""
+                    train(run, settings, build, data, device, tools, place)
                     trained = True
         if not trained:
             run = next(iter(open_runs.values()))
@@ -114,10 +122,11 @@ def refuse_impossible(settings: Settings, run: Run, data: Data) -> None:
 
 def describe(settings: Settings, data: Data, device: torch.device) -> dict:
     """config.json: every setting, and what else the numbers depend on."""
+    splits = {"train": data.train, "val": data.val, "test": data.test}
     return {
         **vars(settings),
         "data": {"source": data.source, "fingerprint": data.fingerprint, "classes": list(data.classes),
-                 "images": {name: len(split.labels) for name, split in zip(("train", "val", "test"), data, strict=False)}},
+                 "images": {name: len(split.labels) for name, split in splits.items()}},
         "device": torch.cuda.get_device_name() if device.type == "cuda" else device.type,
         "processor": platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
@@ -126,22 +135,27 @@ def describe(settings: Settings, data: Data, device: torch.device) -> dict:
 
 
 def train(run: Run, settings: Settings, build: Callable[[Settings], nn.Module], data: Data,
-          device: torch.device) -> None:
-    """Train one run, whose lock is held, to its end, or to its failure."""
+          device: torch.device, tools: list[type] = (), place: str = "") -> None:
+    """Train one run, whose lock is held, to its end, or to its failure. `place` is its place in the list, to show."""
     trainer = take_up(run, lambda: Trainer(lambda: build(settings), data, settings, device), settings, data)
-    run.start(describe(settings, data, device))
+    config = describe(settings, data, device)
+    run.start(config)
     if trainer.epoch:
         save_views(run, trainer, best_is_new=True)  # the files may be older or newer than the checkpoint
-    progress = Progress(settings, trainer)
+    tracking = Tracking(tools, run.folder, config, trainer.rows)
+    progress = Progress(settings, trainer.epoch, place)
     try:
         while trainer.epoch < settings.num_epochs:
             row = trainer.run_epoch(progress.step)
             run.save_checkpoint(as_bytes({"identity": identity(settings, data), **trainer.state_dict()}))
             save_views(run, trainer, best_is_new=trainer.best is row)
+            tracking.epoch(row)
             progress.epoch(row)
-        run.finish({"epochs": trainer.epoch, "best_epoch": trainer.best["epoch"],
-                    **{key: trainer.best[key] for key in ("val_loss", "val_acc", "test_loss", "test_acc")},
-                    "seconds": round(sum(row["seconds"] for row in trainer.rows), 3)})
+        result = {"epochs": trainer.epoch, "best_epoch": trainer.best["epoch"],
+                  **{key: trainer.best[key] for key in ("val_loss", "val_acc", "test_loss", "test_acc")},
+                  "seconds": round(sum(row["seconds"] for row in trainer.rows), 3)}
+        tracking.finish(result)
+        run.finish(result)
     except UserError:
         raise  # no fault of the run
     except Exception as error:  # recorded, so that the other runs go on
@@ -151,6 +165,7 @@ def train(run: Run, settings: Settings, build: Callable[[Settings], nn.Module], 
         progress.say(f"failed: {reason}")
     finally:
         progress.close()
+        tracking.close()
 
 
 def identity(settings: Settings, data: Data) -> dict:
@@ -187,13 +202,16 @@ def as_bytes(state: dict) -> bytes:
 
 
 class Progress:
-    """What one run shows: a bar on a terminal; where there is none, a line per epoch."""
+    """What one run shows: a bar on a terminal; where the output goes elsewhere, a line per epoch."""
 
-    def __init__(self, settings: Settings, trainer: Trainer):
-        self.title = f"{settings.network} {settings.name}"
+    def __init__(self, settings: Settings, epoch: int, place: str):
+        self.title = f"{place}{settings.network} {settings.name}"
         self.num_epochs = settings.num_epochs
-        self.bar = tqdm(total=settings.num_epochs, initial=trainer.epoch, desc=self.title, bar_format=BAR,
-                        dynamic_ncols=True) if sys.stderr.isatty() else None
+        self.bar = None
+        if sys.stderr.isatty() and sys.stdout.isatty():
+            # Without the defaults at its end, a name that --evaluate takes as well, a line has room for a bar.
+            short = self.title.removesuffix("_seed0").removesuffix("_2d").removesuffix("_False_False")
+            self.bar = tqdm(total=settings.num_epochs, initial=epoch, desc=short, bar_format=BAR, dynamic_ncols=True)
 
     def step(self, share: float) -> None:
         if self.bar is not None:
@@ -202,7 +220,7 @@ class Progress:
     def epoch(self, row: dict) -> None:
         if self.bar is not None:
             self.bar.n = row["epoch"]  # free of the rounding of its shares
-            self.bar.set_postfix_str(f"val loss {row['val_loss']:.3f}, acc {row['val_acc']:.4f}, "
+            self.bar.set_postfix_str(f"val loss {row['val_loss']:.3f} acc {row['val_acc']:.3f}, "
                                      f"{row['seconds']:.1f} s/epoch")
         else:
             self.say(f"epoch {row['epoch']}/{self.num_epochs}  train {row['train_loss']:.4f} {row['train_acc']:.4f}  "
@@ -221,10 +239,11 @@ class Progress:
 def print_table(runs: dict[Settings, Run]) -> None:
     """The outcome of each run; losses and accuracies are those at the best validation accuracy."""
     width = max(len(run.name) for run in runs.values())
-    print(f"{'run':{width}}  epochs  best   val acc  test acc  test loss")
+    print(f"\n{'run':{width}}  epochs  best  val loss  val acc  test loss  test acc    seconds")
     for run in runs.values():
         if result := run.result():
-            print(f"{run.name:{width}}  {result['epochs']:6}  {result['best_epoch']:4}  {result['val_acc']:8.4f}"
-                  f"  {result['test_acc']:8.4f}  {result['test_loss']:9.4f}")
+            print(f"{run.name:{width}}  {result['epochs']:6}  {result['best_epoch']:4}  {result['val_loss']:8.4f}"
+                  f"  {result['val_acc']:7.4f}  {result['test_loss']:9.4f}  {result['test_acc']:8.4f}"
+                  f"  {result['seconds']:9.1f}")
         elif failure := run.failure():
             print(f"{run.name:{width}}  failed: {failure.get('reason')}")

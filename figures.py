@@ -5,17 +5,19 @@ those of Okabe and Ito, which all common kinds of colour vision keep apart.
 """
 
 import io
+import math
 import textwrap
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullFormatter
+from matplotlib.ticker import NullFormatter
 
 from runs import make_folder, write_file
-from studies import DROP_RATES, LEARNING_RATES, NETWORKS, SWEEP, Source, View, summary
+from studies import DROP_RATES, LEARNING_RATES, NETWORKS, SWEEP, Source, View
 
 matplotlib.rcParams.update({
     "font.size": 9, "axes.titlesize": 10.5, "axes.titleweight": "bold", "axes.titlelocation": "left",
@@ -24,7 +26,7 @@ matplotlib.rcParams.update({
     "image.cmap": "cividis"})
 BLACK, BLUE, ORANGE, GREEN, PURPLE, SKY, AMBER = (
     "#000000", "#0072b2", "#d55e00", "#009e73", "#aa4499", "#56b4e9", "#c98a00")
-DASHES = ["-", (0, (5, 1.2)), (0, (1.2, 1)), (0, (8, 1.5, 1.2, 1.5)), (0, (3, 3))]
+DASHES = ["-", (0, (6, 1.5)), (0, (1.2, 1)), (0, (8, 1.5, 1.2, 1.5)), (0, (3, 1.5, 1.2, 1.5, 1.2, 1.5))]
 STYLES = [(BLACK, "-"), (ORANGE, (0, (5, 1.2))), (SKY, "-"), (BLUE, (0, (1.2, 1))), (AMBER, (0, (8, 1.5, 1.2, 1.5))),
           (GREEN, (0, (11, 2))), (PURPLE, (0, (3, 1.2))), ("#777777", (0, (1.2, 2.4))),
           (BLUE, (0, (6, 1.5, 1.2, 1.5, 1.2, 1.5))), (ORANGE, (0, (3, 3)))]
@@ -32,7 +34,7 @@ SPLITS = {"train": "training", "val": "validation", "test": "test"}
 QUANTITIES = {"acc": ("accuracy", "accuracy (%)", 100), "loss": ("loss", "loss, cross entropy (nats)", 1)}
 METADATA = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
 SHOWN = 10  # curves in a figure
-LEARNED = 0.2  # validation accuracy from which on a network counts as learning: twice what guessing gives
+GUESSING = {"val_acc": 0.1, "val_loss": math.log(10)}  # ten classes
 
 
 def draw_all(views: dict[str, View], source: Source, folder: Path, kind: str = "png") -> list[Path]:
@@ -55,20 +57,20 @@ def catalogue(views: dict[str, View], source: Source) -> dict[str, Callable[[Fig
     """The figures by name, each as a function that draws it."""
     figures: dict[str, Callable[[Figure], None]] = {}
     for name, view in views.items():
-        if not name.endswith("learning_rates"):
-            for split in view.study.splits:
-                for quantity in QUANTITIES:
-                    figures[f"{name}_{split}_{quantity}"] = (
-                        lambda figure, v=view, s=split, q=quantity: curves(figure, v, s, q))
+        if name.endswith("learning_rates"):
+            figures[name] = partial(learning_rates, view=view)
+            continue
+        for split in view.study.splits:
+            for quantity in QUANTITIES:
+                figures[f"{name}_{split}_{quantity}"] = partial(curves, view=view, split=split, quantity=quantity)
+        if view.study.is_grid:
+            figures[f"{name}_heatmap"] = partial(heat_maps, view=view)
     for network in NETWORKS:
-        name, topics = network.upper(), source.theory.get(network, {})
-        figures[f"{name}_heatmap"] = lambda figure, v=views[name]: heat_maps(figure, v)
-        figures[f"{name}_learning_rates"] = lambda figure, v=views[f"{name}_learning_rates"]: learning_rates(figure, v)
-        for topic, draw in (("bagging", bagging), ("statistics", statistics)) + (
-                (("confusion", confusion), ("filters", filters)) if network == "cnn" else ()):
-            figures[f"{name}_{topic}"] = (lambda figure, n=name, t=topics.get(topic), d=draw, title=topic:
-                                          d(figure, n, t) if t else nothing(
-                figure, f"{n}: {title}", f"python theory.py {title} --network {n.lower()}"))
+        for draw in (bagging, statistics) + ((confusion, filters) if network == "cnn" else ()):
+            topic = source.theory.get(network, {}).get(draw.__name__)
+            name = f"{network.upper()}_{draw.__name__}"
+            figures[name] = partial(draw, network=network.upper(), topic=topic) if topic else partial(
+                nothing, title=name, command=f"python theory.py {draw.__name__} --network {network}")
     return figures
 
 
@@ -88,6 +90,25 @@ def footer(view: View, *lines: str) -> list[str]:
     epochs = f"{view.epochs} epoch{'s' * (view.epochs != 1)}"
     return [f"{view.data}; {epochs}, {view.seeds_text}", *lines,
             f"missing, {len(missing)} of {len(view.settings)}: {names}" if missing else ""]
+
+
+def pair(figure: Figure):
+    """Two axes beside each other, with room for legends below."""
+    figure.set_size_inches(8, 5)
+    return figure.add_axes((0.1, 0.37, 0.38, 0.56)), figure.add_axes((0.61, 0.37, 0.38, 0.56))
+
+
+def legend_below(axes, columns: int = 1) -> None:
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.21), fontsize=8, ncols=columns, handlelength=3)
+
+
+def plain_ticks(axes) -> None:
+    """A logarithmic y axis with 1, 2, 5 at every power of ten, written out."""
+    low, high = axes.get_ylim()
+    axes.set_yticks([tick for power in range(-5, 6) for tick in (10.0 ** power * np.array([1, 2, 5]))
+                     if low <= tick <= high])
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def curves(figure: Figure, view: View, split: str, quantity: str) -> None:
@@ -171,46 +192,48 @@ def heat_maps(figure: Figure, view: View) -> None:
 
 
 def learning_rates(figure: Figure, view: View) -> None:
-    """Best validation accuracy within a few epochs over the learning rate, with and without BatchNorm."""
+    """What a few epochs reach over the learning rate, with and without BatchNorm: accuracy and loss."""
     if not view.curves:
         nothing(figure, view.study.title, view.study.command)
         return
-    axes = figure.add_axes((0.075, 0.175, 0.88, 0.745))
-    for without, colour, marker, dash in ((False, BLUE, "o", "-"), (True, ORANGE, "s", "--")):
-        name = f"{'without' if without else 'with'} batch normalization"
-        points = [(lr, curve) for lr in SWEEP if (curve := view.complete(f"{lr}_{without}"))]
-        axes.plot([lr for lr, _ in points], [100 * curve.mean("val_acc") for _, curve in points],
-                  color=colour, marker=marker, ls=dash, label=name)
-        failed = [lr for lr in SWEEP if f"{lr}_{without}" in view.failed]
-        if failed:
-            axes.plot(failed, [100 * LEARNED / 2] * len(failed), "x", color=colour, ms=9, label=f"{name}: diverged")
-    axes.axhline(100 * LEARNED, color="#777777", lw=1, ls=":")
-    axes.text(SWEEP[0], 100 * LEARNED + 0.5, "learns from here on: twice what guessing gives", color="#555555", fontsize=8)
-    axes.set(xscale="log", xlabel="learning rate of Adam", ylim=(5, None), title=view.study.title,
-             ylabel=f"best validation accuracy in {view.epochs} epochs (%)")
-    axes.legend()
-    notes(figure, *footer(view))
+    for axes, key, factor in zip(pair(figure), ("val_acc", "val_loss"), (100, 1), strict=True):
+        for without, colour, marker, dash in ((False, BLUE, "o", "-"), (True, ORANGE, "s", "--")):
+            name = f"{'without' if without else 'with'} batch normalization"
+            points = [(lr, curve) for lr in SWEEP if (curve := view.complete(f"{lr}_{without}"))]
+            axes.plot([lr for lr, _ in points], [factor * curve.mean(key) for _, curve in points],
+                      color=colour, marker=marker, ls=dash, label=name)
+            failed = [lr for lr in SWEEP if f"{lr}_{without}" in view.failed]
+            if failed:
+                axes.plot(failed, [factor * GUESSING[key]] * len(failed), "x", color=colour, ms=9,
+                          label=f"{name}: diverged")
+        axes.axhline(factor * GUESSING[key], color="#777777", lw=1, ls=":", label="guessing")
+        axes.set(xscale="log", xlabel="learning rate of Adam")
+        legend_below(axes)
+    figure.axes[0].set(title=view.study.title, ylim=(0, None), ylabel="best validation accuracy (%)")
+    figure.axes[1].set(title=f"in {view.epochs} epochs", yscale="log", ylabel="lowest validation loss (nats)")
+    plain_ticks(figure.axes[1])
+    notes(figure, *footer(view, "one setting but for the learning rate and batch normalization"))
 
 
 def bagging(figure: Figure, network: str, topic: dict) -> None:
     """Squared error over the number of averaged networks, measured and predicted; and over dropout masks."""
-    left = figure.add_axes((0.085, 0.175, 0.39, 0.72))
+    left, right = pair(figure)
     k = np.arange(1, len(topic["measured"]) + 1)
     left.plot(k, topic["predicted"], color=ORANGE, ls="--", label="predicted: v/k + (k − 1) c/k")
     left.plot(k, topic["measured"], "o", color=BLUE, label="measured on the test images")
-    left.axhline(topic["covariance"], color="#777777", ls=":", lw=1, label="c, the limit of many networks")
+    if len(k) > 1:
+        left.axhline(topic["covariance"], color="#777777", ls=":", lw=1, label="c, the limit of many networks")
     left.set(xlabel="number k of averaged networks", ylabel="squared error of a class probability",
              title=f"{network}: bagging")
-    left.xaxis.set_major_locator(MaxNLocator(integer=True))
-    left.legend(fontsize=8)
-    right = figure.add_axes((0.59, 0.175, 0.39, 0.72))
+    left.set_xticks(k)
+    legend_below(left)
     right.plot(topic["masks"], topic["masked"], "o-", color=BLUE, label="average over dropout masks")
-    right.axhline(topic["single_pass"], color=ORANGE, ls="--", label="single pass in evaluation mode")
+    right.axhline(topic["measured"][0], color=ORANGE, ls="--", label="single pass in evaluation mode")
     right.set(xscale="log", xlabel="number of dropout masks", title=f"{network}: dropout as bagging",
               ylabel="squared error of a class probability")
     right.set_xticks(topic["masks"], topic["masks"])
     right.xaxis.set_minor_formatter(NullFormatter())
-    right.legend(fontsize=8)
+    legend_below(right)
     n = len(topic["runs"])
     notes(figure, f"{topic['data']}; {n} network{'s' * (n != 1)}: {topic['setting']}, one per seed; v and c from the "
                   "validation images, the rest on the test images")
@@ -218,7 +241,7 @@ def bagging(figure: Figure, network: str, topic: dict) -> None:
 
 def statistics(figure: Figure, network: str, topic: dict) -> None:
     """How far a batch's statistics lie from the training set's, and what evaluating with them costs."""
-    left = figure.add_axes((0.085, 0.175, 0.39, 0.72))
+    left, right = pair(figure)
     n = np.array(topic["batch_sizes"])
     left.plot(n, topic["mean"], "o", color=BLUE, label="mean, in standard deviations")
     left.plot(n, topic["mean_theory"] / np.sqrt(n), color=BLUE, lw=1, label="theory: ∝ 1/√n")
@@ -226,15 +249,15 @@ def statistics(figure: Figure, network: str, topic: dict) -> None:
     left.plot(n, topic["variance_theory"] / np.sqrt(n), color=ORANGE, lw=1, ls="--", label="theory: ∝ 1/√n")
     left.set(xscale="log", yscale="log", xlabel="batch size n", ylabel="distance from the training set's (rms)",
              title=f"{network}: a batch's mean and variance")
-    right = figure.add_axes((0.59, 0.175, 0.39, 0.72))
+    plain_ticks(left)
     right.plot(n, 100 * np.array(topic["batch_accuracy"]), "o-", color=BLUE, label="the batch's statistics")
     right.axhline(100 * topic["running_accuracy"], color=ORANGE, ls="--", label="running statistics")
     right.set(xscale="log", xlabel="batch size n in evaluation", ylabel="test accuracy (%)",
               title=f"{network}: evaluated with …")
     for axes in (left, right):
-        axes.set_xticks(n, n, rotation=45)
+        axes.set_xticks(n, n, fontsize=7.5)
         axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.legend(fontsize=8)
+        legend_below(axes)
     notes(figure, f"{topic['data']}; first BatchNorm layer (left) of {topic['setting']}, mean over "
                   f"{len(topic['runs'])} seed{'s' * (len(topic['runs']) != 1)}")
 
@@ -252,7 +275,7 @@ def confusion(figure: Figure, network: str, topic: dict) -> None:
     axes.set_yticks(range(len(matrix)), topic["classes"])
     axes.grid(False)
     axes.set(xlabel="predicted", ylabel="true", title=f"Best {network}: percent of each class taken for …")
-    notes(figure, f"{topic['data']}, test images; {topic['run']}, accuracy {np.diag(matrix).mean():.1f} %")
+    notes(figure, f"{topic['data']}, test images; {topic['runs'][0]}, accuracy {np.diag(matrix).mean():.1f} %")
 
 
 def confusion_matrix(topic: dict) -> np.ndarray:
@@ -266,7 +289,7 @@ def confusion_matrix(topic: dict) -> np.ndarray:
 def filters(figure: Figure, network: str, topic: dict) -> None:
     """The first layer's filters as small pictures, each stretched to the full range of brightness."""
     figure.set_size_inches(8, 4.7)
-    weights = np.array(topic["weights"], dtype=float)  # filters x 3 x 5 x 5
+    weights = np.reshape(topic["weights"], topic["shape"])  # filters x 3 x 5 x 5
     low, high = weights.min((1, 2, 3), keepdims=True), weights.max((1, 2, 3), keepdims=True)
     pictures = ((weights - low) / np.maximum(high - low, 1e-12)).transpose(0, 2, 3, 1)
     rows, size = -(-len(pictures) // 16), pictures.shape[1]
@@ -278,4 +301,4 @@ def filters(figure: Figure, network: str, topic: dict) -> None:
     axes.imshow(wall, interpolation="nearest")
     axes.set_axis_off()
     axes.set_title(f"Best {network}: the {len(pictures)} filters of the first layer, {size} x {size} pixels in colour")
-    notes(figure, f"{topic['data']}; {topic['run']}; each filter is stretched to the full range")
+    notes(figure, f"{topic['data']}; {topic['runs'][0]}; each filter is stretched to the full range")

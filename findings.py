@@ -199,8 +199,8 @@ def findings(views: dict[str, View]) -> list[Finding]:
         Finding(10, "Validation accuracy peaks at drop rate 0.2", [
             Check(f"{n}, validation accuracy, 0.2 − {p}", difference(drops[n][0.2], drops[n][p], "val_acc"))
             for n in bases for p in DROP_RATES if p != 0.2]),
-        Finding(11, "The MLP's training accuracy falls as the batch size rises, its validation accuracy rises first and "
-                    "falls then", [
+        Finding(11, "The MLP's training accuracy falls as the batch size rises, its validation accuracy rises first "
+                    "and falls then", [
             *(Check(f"training accuracy, {b} − {2 * b}", difference(sizes[b], sizes[2 * b], "train_acc"))
               for b in (512, 1024, 2048)),
             *(Check(f"validation accuracy, {peak} − {b}", difference(sizes[peak], sizes[b], "val_acc"))

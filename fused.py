@@ -117,7 +117,8 @@ class NormReluPool(torch.autograd.Function):
         d = d - c * mean
         dx = torch.empty_like(x)
         for part, gradient, indices, out in slices(x, g, chosen, dx):
-            torch.ops.aten.max_pool2d_with_indices_backward.grad_input(
-                gradient.to(x.dtype), part, *POOL, indices, grad_input=out)
-            out.addcmul_(part, c.to(x.dtype)).add_(d.to(x.dtype))
+            part = part.to(c.dtype)
+            wide = out if out.dtype == c.dtype else torch.empty_like(part)  # half precision is rounded once, at the end
+            torch.ops.aten.max_pool2d_with_indices_backward.grad_input(gradient, part, *POOL, indices, grad_input=wide)
+            out.copy_(wide.addcmul_(part, c).add_(d))
         return dx, *parameter_gradients(weight, bias, r, sum_g, sum_gd), None, None, None

@@ -83,29 +83,40 @@ SEED = number(int, "a whole number, 0 or more", lambda value: value >= 0)
 
 def build_parser(network: str, description: str, batch_size: int, learning_rate: float, drop_rate: float,
                  num_epochs: int) -> argparse.ArgumentParser:
+    example = Settings(network, batch_size, learning_rate, drop_rate, 0, num_epochs,
+                       dropout_type="2d" if network == "cnn" else None)
     parser = Parser(
         description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=f"""\
-Several values for a flag mean every combination, one run each. A run lands in RUNS_DIR/{network}/NAME/:
-config.json, metrics.csv (a row per epoch), best.pt, checkpoint.pt and, at the end, result.json. The same command
-again goes on where it was stopped and skips what is finished; started twice, the two share the runs out.
+Several values for a flag mean every combination, one run each. The same command again goes on where it was
+stopped and skips what is finished; started twice, the two share the runs out.
+
+A run lands in RUNS_DIR/{network}/NAME/, NAME being its settings, such as
+{example.name}:
+  config.json   settings, versions, machine, data      best.pt         weights at the best validation accuracy
+  metrics.csv   a row per epoch: losses, accuracies    checkpoint.pt   what the run goes on from
+  result.json   written last: the run is finished      failed.json     instead of it: why the run failed
 
 examples:
   python main.py --batch_size {batch_size} --drop_rate {drop_rate}
   python main.py --learning_rate 0.001 0.0001 --seed 0 1 2 --num_epochs 5
   python main.py --evaluate {batch_size}_{learning_rate}_{drop_rate}
+  python main.py --evaluate {batch_size}_{learning_rate}_{drop_rate} --predict my_cat.jpg
 
 exit code: 0 all runs finished, 1 a run failed (its loss was no longer finite), 2 something for you to mend""")
 
     run = parser.add_argument_group("the experiment")
     several = {"nargs": "+", "metavar": "X"}
-    run.add_argument("--batch_size", type=positive(), default=[batch_size], help=f"default {batch_size}", **several)
+    run.add_argument("--batch_size", type=positive(), default=[batch_size],
+                     help=f"images per step, default {batch_size}", **several)
     run.add_argument("--learning_rate", type=LEARNING_RATE, default=[learning_rate],
                      help=f"of Adam, default {learning_rate}", **several)
     run.add_argument("--drop_rate", type=DROP_RATE, default=[drop_rate],
                      help=f"probability of dropping a value (or map), default {drop_rate}", **several)
     run.add_argument("--seed", type=SEED, default=[0], help="of all random numbers, default 0", **several)
-    run.add_argument("--num_epochs", type=positive(), default=num_epochs, metavar="N", help=f"default {num_epochs}")
+    run.add_argument("--num_epochs", type=positive(), default=num_epochs, metavar="N",
+                     help=f"passes over the training set, default {num_epochs}; a finished run that is asked for more "
+                          "goes on")
     run.add_argument("--without_BatchNorm", action="store_true", help="leave batch normalization out")
     run.add_argument("--without_dropout", action="store_true", help="leave dropout out")
     if network == "cnn":
@@ -114,9 +125,10 @@ exit code: 0 all runs finished, 1 a run failed (its loss was no longer finite), 
     else:
         run.add_argument("--hidden_size", type=number(int, "a whole number from 1 to 65536", lambda v: 1 <= v <= 65536),
                          default=100, metavar="N", help="units of the hidden layer, default 100")
-    run.add_argument("--augment", action="store_true", help="random crops (padding 4) and horizontal flips")
+    run.add_argument("--augment", action="store_true", help="train on random crops (padding 4) and horizontal flips")
     run.add_argument("--schedule", choices=("constant", "cosine", "onecycle"), default="constant",
-                     help="of the learning rate over the run, default constant")
+                     help="of the learning rate: constant (default), cosine from its value down to 0, onecycle up from "
+                          "1/25 of it during the first 30 %% of the steps and then down to 0")
 
     place = parser.add_argument_group("where and how")
     data = place.add_mutually_exclusive_group()
@@ -132,12 +144,26 @@ exit code: 0 all runs finished, 1 a run failed (its loss was no longer finite), 
                        help="bf16: mixed precision, for hardware that has it; default fp32")
     place.add_argument("--compile", action="store_true", help="torch.compile the network")
 
-    other = parser.add_argument_group("instead of training")
-    other.add_argument("--dry-run", action="store_true", help="print the folder of every run, and do nothing")
-    other.add_argument("--evaluate", metavar="RUN", help="print test loss and accuracy of a finished run, by path or name")
-    other.add_argument("--predict", nargs="+", type=Path, metavar="IMAGE",
-                       help="with --evaluate RUN: print the classes of your own pictures")
     place.add_argument("--retry", action="store_true", help="train runs again that have failed")
+
+    show = parser.add_argument_group("live curves (optional: pip install -r requirements-extra.txt)")
+    show.add_argument("--tensorboard", action="store_true",
+                      help="write curves, settings and final metrics into the run's folder, for TensorBoard: "
+                           "tensorboard --logdir RUNS_DIR")
+    show.add_argument("--wandb", action="store_true",
+                      help="log the same to Weights & Biases; without an API key offline, to RUN/wandb/")
+
+    other = parser.add_argument_group("instead of training")
+    other.add_argument("--dry-run", action="store_true", help="print the folder and the epochs of every run, and do nothing")
+    other.add_argument("--evaluate", metavar="RUN",
+                       help="print how a run's best weights do on the test set: loss, accuracy, accuracy per class and "
+                            "confusion matrix; RUN is a folder or a name, in which parts at the end that are at their "
+                            "defaults may be missing. Leaves evaluation.json and mistakes.png, the surest wrong "
+                            "answers, in the run's folder")
+    other.add_argument("--predict", nargs="+", type=Path, metavar="IMAGE",
+                       help="with --evaluate RUN: print the three likeliest classes of your own pictures, of any size "
+                            "and kind that Pillow reads; their central square is scaled to 32x32, what is transparent "
+                            "becomes grey. Needs no data set")
     return parser
 
 
@@ -163,6 +189,6 @@ def parse_command_line(network: str, description: str, arguments: list[str] | No
             options.seed, options.batch_size, options.learning_rate, options.drop_rate)))
     if options.dry_run:
         for settings in options.settings:
-            print(options.runs_dir / network / settings.name)
+            print(f"{options.runs_dir / network / settings.name}  ({settings.num_epochs} epochs)")
         parser.exit()
     return options

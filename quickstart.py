@@ -13,6 +13,7 @@ from pathlib import Path
 
 from options import ROOT
 from runs import Run, UserError
+from status import read_plan
 
 
 def main() -> int:
@@ -31,8 +32,8 @@ def main() -> int:
         print(f"\n$ {network}/main.py {' '.join(command[2:])}", flush=True)
         if code := subprocess.run(command).returncode:
             return code
-        folder = subprocess.run([*command, "--dry-run"], stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
-        runs[network.upper()] = Run(Path(folder))
+        plan = subprocess.run([*command, "--dry-run"], stdout=subprocess.PIPE, text=True, check=True).stdout
+        [(runs[network.upper()], _)] = read_plan(plan.splitlines())
     summarize(runs, options.runs_dir / "first_look.png")
     return 0
 

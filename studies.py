@@ -99,8 +99,9 @@ def collect(runs_dir: Path, folder: Path = RESULTS) -> list[str]:
     for network in NETWORKS:
         records = [known[key] for key in sorted(known) if key[0] == network]
         if records:
-            lines = [f"{json.dumps(r.name)}: {json.dumps(dict(config=r.config, result=r.result, failure=r.failure))}"
-                     for r in records]
+            lines = [f"{json.dumps(record.name)}: "
+                     + json.dumps({key: getattr(record, key) for key in ("config", "result", "failure")})
+                     for record in records]
             write_file(folder / f"{network}.json", ("{\n" + ",\n".join(lines) + "\n}\n").encode())
             text = io.StringIO()
             writer = csv.DictWriter(text, ("name", *COLUMNS), lineterminator="\n")
@@ -198,17 +199,17 @@ def _studies() -> dict[str, Study]:
                              f"{name} with (False) and without (True) batch normalization, dropout",
                              {f"{base}_{flag}": f"{base}_{flag}{end}" for flag in flags}))
         studies.append(Study(f"{name}_learning_rates", network, f"python theory.py rates --network {network}",
-                             f"{name}: how large a learning rate it bears",
+                             f"{name}: learning rate",
                              {f"{lr}_{norm}": f"{base.replace('0.001', str(lr))}_{norm}_False{end}"
                               for norm in (False, True) for lr in SWEEP}))
     rates = [f"128_0.001_{p}" for p in DROP_RATES]
     studies += [
-        Study("dimention", "cnn", "./run_grid.sh dropout_type", "CNN: dropping single activations (1d), whole maps (2d)",
+        Study("dimention", "cnn", "./run_grid.sh dropout_type", "CNN, dropping values (1d) or maps (2d)",
               {f"{rate}_{kind}": f"{_plain(rate)}_{kind}" for kind in ("1d", "2d") for rate in rates},
               r"(128_0.001_[\d.]+)_False_False(_[12]d)"),
-        Study("dropout", "cnn", "./run_grid.sh drop_rate", "CNN: drop rate",
+        Study("dropout", "cnn", "./run_grid.sh drop_rate", "CNN, drop rate",
               {rate: _plain(rate) + "_2d" for rate in rates}, r"(128_0.001_[\d.]+)_False_False_2d()"),
-        Study("batchsize", "mlp", "./run_grid.sh batch_size", "MLP without dropping: batch size",
+        Study("batchsize", "mlp", "./run_grid.sh batch_size", "MLP, batch size",
               {f"{b}_0.001_0.0": _plain(f"{b}_0.001_0.0") for b in grids["mlp"]}, r"(\d+_0.001_0.0)_False_False()")]
     return {study.name: study for study in studies}
 
@@ -282,7 +283,7 @@ class View:
                 curves.append(Curve(label, {seed: run for seed, run in sorted(seeds.items())
                                             if len(run.rows) >= epochs}, epochs))
             if epochs < self.epochs or not epochs:
-                state = f" (failed: {failures[0].get('reason')})" if failures else f" ({epochs} of {self.epochs} epochs)"
+                state = f" (failed: {self.failed[label]})" if failures else f" ({epochs} of {self.epochs} epochs)"
                 self.missing.append(label + (state if epochs or failures else ""))
         self.curves = {curve.label: curve for curve in sorted(curves, key=lambda curve: curve.mean("val_loss"))}
 

@@ -1,0 +1,78 @@
+#!/usr/bin/env python3
+"""Draw every figure and write every table and REPORT.md, from the published runs in results/ or from your own."""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from options import ROOT, Parser
+from runs import UserError, write_file
+
+EPILOG = """\
+Runs need not be finished: a figure is drawn from what is there and says what is missing.
+With --runs_dir the files take the place of the published ones; --output writes them elsewhere, and the same
+command without --runs_dir brings the published ones back.
+
+examples:
+  python plot.py                                      the published figures and report
+  python plot.py --runs_dir runs --output my_report   those of your own runs
+  python plot.py --format pdf --output paper          for a paper
+  python plot.py --collect runs                       publish your runs: take them into results/
+
+exit code: 0 done, 2 something for you to mend, such as a folder without runs"""
+
+
+def main() -> int:
+    parser = Parser(description=__doc__, epilog=EPILOG, allow_abbrev=False,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs_dir", type=Path, metavar="DIR", help="draw the runs in DIR, not those in results/")
+    parser.add_argument("--format", choices=("png", "svg", "pdf"), default="png", help="of the figures, default png")
+    parser.add_argument("--output", type=Path, default=ROOT, metavar="DIR",
+                        help="where pics/, results/tables/ and REPORT.md are written; default: this repository")
+    parser.add_argument("--collect", type=Path, metavar="RUNS_DIR",
+                        help="first take the finished runs of RUNS_DIR into results/")
+    options = parser.parse_args()
+    if options.collect and options.runs_dir:
+        parser.error("argument --collect: draws from results/, so it does not go with --runs_dir")
+    try:
+        return draw(options)
+    except UserError as error:
+        parser.exit(2, f"{parser.prog}: error: {error}\n")
+
+
+def draw(options) -> int:
+    from studies import STUDIES, View, collect, read_source
+
+    start = time.perf_counter()
+    if options.collect:
+        print(f"{len(collect(options.collect))} runs taken from {options.collect} into results/")
+    source = read_source(options.runs_dir)
+    views = {name: View(study, source) for name, study in STUDIES.items()}
+
+    from figures import draw_all  # loads matplotlib
+    from findings import findings
+    from report import blocks, fill, write_tables
+
+    figures = draw_all(views, source, options.output / "pics", options.format)
+    tables = write_tables(views, findings(views), options.output / "results" / "tables")
+    parts = blocks(views, source)
+    documents = ["REPORT.md"]
+    if options.output == ROOT and options.runs_dir is None:
+        documents.append("README.md")  # shows the published results alone
+    for name in documents:
+        write_file(options.output / name, fill((ROOT / name).read_text(encoding="utf-8"), parts).encode())
+    for note in source.notes:
+        print(note)
+    for view in views.values():
+        if not view.curves:
+            print(f"{view.study.name}: no runs yet; {view.study.command} makes them")
+        elif view.missing:
+            print(f"{view.study.name}: missing {len(view.missing)} of {len(view.settings)}: {', '.join(view.missing)}")
+    print(f"{len(figures)} figures, {len(tables)} tables and REPORT.md in {options.output}, "
+          f"{time.perf_counter() - start:.1f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,145 @@
+#!/usr/bin/env bash
+#SBATCH --requeue
+#SBATCH --open-mode=append
+set -euo pipefail
+
+help() {
+  cat <<'EOF'
+Train the runs of one or more studies, on one machine or on a Slurm cluster.
+
+  ./run_grid.sh STUDY… [-j N] [--dry-run | --status] [flags for main.py…]
+  sbatch --array=1-8 run_grid.sh STUDY… [flags for main.py…]        each task is a worker
+
+STUDY is one of
+  mlp           batch size × learning rate × drop rate of the MLP, 60 runs
+  cnn           the same of the CNN, 60 runs
+  ablation      both networks with and without batch normalization and dropout, 4 + 4 runs
+  dropout_type  the CNN at five drop rates, dropping single activations or whole feature maps, 10 runs
+  drop_rate     the CNN at five drop rates
+  batch_size    the MLP without dropping at four batch sizes
+  all           all of these; a run that is in several is trained once
+
+  -j N          N workers (default 1), which share the runs, the cores and the GPUs
+  --dry-run     print the runs, and do nothing
+  --status      print how far each run is
+  others        go to main.py, e.g. --num_epochs 2 --seed 0 1 2 --data_dir DIR --retry (cnn/main.py --help)
+
+Runs land in runs/, or --runs_dir. Ctrl-C ends all workers; the same call goes on where they were, and another call
+beside it adds workers. PYTHON=… picks the interpreter, by default that of .venv if there is one.
+Exit code: 0 all finished, 1 some failed or are not finished, 2 something for you to mend.
+EOF
+}
+
+die() { echo "run_grid.sh: error: $1" >&2; exit 2; }
+
+repo=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+[[ -e $repo/options.py ]] || repo=${SLURM_SUBMIT_DIR:-$repo}  # Slurm runs a copy of this file from elsewhere
+[[ -e $repo/options.py ]] || die "$repo is not the repository; call sbatch from the repository's folder"
+if [[ -z ${PYTHON:-} ]]; then
+  PYTHON=python3
+  [[ ! -x $repo/.venv/bin/python ]] || PYTHON=$repo/.venv/bin/python
+fi
+
+# A study is some calls of main.py. A later flag wins, so that those of the command line can vary a study.
+rates=(--drop_rate 0 0.2 0.4 0.6 0.8)
+grid=(--learning_rate 0.001 0.0005 0.0001 "${rates[@]}")
+
+study() {
+  local name=$1
+  shift
+  case $name in
+    mlp) main mlp --batch_size 512 1024 2048 4096 "${grid[@]}" "$@" ;;
+    cnn) main cnn --batch_size 128 256 512 1024 "${grid[@]}" "$@" ;;
+    ablation)
+      for network in mlp cnn; do
+        main $network "$@"
+        main $network --without_BatchNorm "$@"
+        main $network --without_dropout "$@"
+        main $network --without_BatchNorm --without_dropout "$@"
+      done ;;
+    dropout_type) for type in 1d 2d; do main cnn --dropout_type $type "${rates[@]}" "$@"; done ;;
+    drop_rate) main cnn "${rates[@]}" "$@" ;;
+    batch_size) main mlp --batch_size 512 1024 2048 4096 --drop_rate 0 "$@" ;;
+    all) for each in mlp cnn ablation dropout_type drop_rate batch_size; do study $each "$@"; done ;;
+    *) die "there is no study '$name'; choose among mlp cnn ablation dropout_type drop_rate batch_size all" ;;
+  esac
+}
+
+main() {  # one call of main.py; a failed run (exit code 1) does not keep the others from being trained
+  "$PYTHON" "$repo/$1/main.py" "${@:2}" || [[ $? == 1 ]] || exit 2
+}
+
+worker() { for name in "${studies[@]}"; do study "$name" "${flags[@]}"; done; }
+
+studies=() flags=() workers=1 mode=train
+while [[ $# -gt 0 && $1 != -* ]]; do studies+=("$1"); shift; done
+while [[ $# -gt 0 ]]; do
+  case $1 in
+    -h | --help) help; exit ;;
+    -j) workers=${2:-}; shift ;;
+    -j*) workers=${1#-j} ;;
+    --dry-run) mode=dry-run ;;
+    --status) mode=status ;;
+    *) flags+=("$1") ;;
+  esac
+  [[ $# == 0 ]] || shift
+done
+[[ ${#studies[@]} -gt 0 ]] || die "name a study: mlp cnn ablation dropout_type drop_rate batch_size all; see --help"
+[[ $workers =~ ^[1-9][0-9]*$ ]] || die "argument -j: '$workers' is not allowed, it must be a whole number, 1 or more"
+
+# Every run once, and every flag checked before any work.
+flags+=(--dry-run)
+plan=$(worker) || exit 2
+unset 'flags[-1]'
+plan=$(awk '!seen[$0]++' <<<"$plan")
+status() { "$PYTHON" "$repo/status.py" "$@" <<<"$plan"; }
+
+case $mode in
+  dry-run) echo "$plan"; exit ;;
+  status) status; exit ;;
+esac
+
+cores=${SLURM_CPUS_PER_TASK:-$(getconf _NPROCESSORS_ONLN)}
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > workers ? cores / workers : 1))}
+if [[ -n ${SLURM_JOB_ID:-} ]]; then  # the other tasks are the other workers
+  worker
+  status --outcome
+  exit
+fi
+if [[ " ${flags[*]} " != *" --retry "* ]] && status --outcome 2>/dev/null; then exit; fi
+
+first=${plan%%$'\n'*}
+logs=$(dirname "$(dirname "$first")")/logs
+mkdir -p "$logs"
+gpus=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU' || true)
+
+set -m  # each worker leads a process group of its own, which can be ended as a whole
+pids=()
+stop() {
+  trap '' INT TERM
+  for pid in "${pids[@]}" "$watch"; do kill -TERM -- "-$pid" 2>/dev/null || true; done
+  echo "run_grid.sh: stopped; the same call goes on from the last finished epoch of each run" >&2
+  exit "$1"
+}
+for ((k = 0; k < workers; k++)); do
+  if ((gpus > 1)); then export CUDA_VISIBLE_DEVICES=$((k % gpus)); fi
+  worker >"$logs/$(hostname)-$$-$k.log" 2>&1 </dev/null &
+  pids+=($!)
+done
+"$PYTHON" "$repo/status.py" --watch <<<"$plan" &
+watch=$!
+trap 'stop 130' INT
+trap 'stop 143' TERM
+
+code=0
+for k in "${!pids[@]}"; do
+  wait "${pids[k]}" && worker_code=0 || worker_code=$?
+  if ((worker_code == 2)); then
+    tail -n 1 "$logs/$(hostname)-$$-$k.log" >&2
+    code=2
+  fi
+done
+kill -TERM -- "-$watch" 2>/dev/null || true
+wait "$watch" 2>/dev/null || true
+((code == 0)) || exit $code
+status --outcome

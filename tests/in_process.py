@@ -1,0 +1,61 @@
+"""main.py in this process: the same command line and the same experiment, without starting Python and torch anew."""
+
+import numpy as np
+import torch
+
+from cnn.model import CNN
+from experiment import run_experiment
+from load_data import Data, Split, load_cifar_2d, load_cifar_4d
+from mlp.model import MLP
+from options import Settings, parse_command_line
+from runs import Run
+from training import Trainer, on_device
+
+CPU = torch.device("cpu")
+DEFAULTS = {"mlp": {"batch_size": 32, "learning_rate": 0.001, "drop_rate": 0.2, "num_epochs": 2},
+            "cnn": {"batch_size": 32, "learning_rate": 0.001, "drop_rate": 0.2, "num_epochs": 1}}
+LOAD = {"mlp": load_cifar_2d, "cnn": load_cifar_4d}
+
+
+def build(settings: Settings, num_classes: int = 10):
+    if settings.network == "mlp":
+        return MLP(settings.hidden_size, settings.drop_rate, settings.without_BatchNorm, settings.without_dropout,
+                   num_classes)
+    return CNN(settings.drop_rate, settings.without_BatchNorm, settings.without_dropout, settings.dropout_type,
+               num_classes)
+
+
+def main(network: str, *arguments) -> int:
+    """The exit code of `python <network>/main.py ARGUMENTS`."""
+    options = parse_command_line(network, "", [str(argument) for argument in arguments], **DEFAULTS[network])
+    return run_experiment(options, build, LOAD[network])
+
+
+def only_run(runs_dir, network: str) -> Run:
+    folder, = (runs_dir / network).iterdir()
+    return Run(folder)
+
+
+def settings_of(network: str, **changes) -> Settings:
+    own = {"hidden_size": 100} if network == "mlp" else {"dropout_type": "2d"}
+    return Settings(**{"network": network, "seed": 0, **DEFAULTS[network], **own, **changes})
+
+
+def random_data(network: str, train: int = 70, val: int = 30, test: int = 30, seed: int = 0) -> Data:
+    """Noise of ten classes, too few to learn from, enough to compute with."""
+    random = np.random.RandomState(seed)
+
+    def split(count: int) -> Split:
+        images = torch.from_numpy(random.randint(0, 256, (count, 3, 32, 32), dtype=np.uint8))
+        labels = torch.from_numpy(random.randint(0, 10, count))
+        return on_device(Split(images.flatten(1) if network == "mlp" else images, labels), CPU)
+
+    return Data(split(train), split(val), split(test), tuple("abcdefghij"), "image folder", "none")
+
+
+def trainer_of(settings: Settings, data: Data | None = None) -> Trainer:
+    return Trainer(lambda: build(settings), random_data(settings.network) if data is None else data, settings, CPU)
+
+
+def untimed(rows: list[dict]) -> list[dict]:
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]

@@ -1,0 +1,304 @@
+"""Batch normalization against PyTorch's own modules and against its definition."""
+
+import copy
+import inspect
+from unittest import mock
+
+import pytest
+import torch
+from comparison import (
+    DEVICES,
+    VIEWS,
+    assert_as_accurate,
+    assert_same,
+    assert_same_signature,
+    normal,
+    randomized,
+    step,
+    tolerance,
+)
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.autograd import gradcheck, gradgradcheck
+
+from cnn.model import BatchNorm2d
+from layers import Normalize, batch_norm, batch_statistics
+from mlp.model import BatchNorm1d
+
+OURS = {nn.BatchNorm1d: BatchNorm1d, nn.BatchNorm2d: BatchNorm2d}
+NORMS = list(OURS)
+HAS_BIAS_ARGUMENT = "bias" in inspect.signature(nn.BatchNorm1d).parameters  # older versions of PyTorch do not know it
+
+
+def pair(theirs_class, *arguments, **options):
+    """A module of PyTorch with random parameters, and ours with its state."""
+    theirs = randomized(theirs_class(*arguments, **options))
+    ours = OURS[theirs_class](*arguments, **options)
+    ours.load_state_dict(theirs.state_dict())
+    return ours, theirs
+
+
+def shape_for(norm, *sizes):
+    """(N, C) for BatchNorm1d, (N, C, H, W) for BatchNorm2d, from N, C, H and W."""
+    return sizes[:2] if norm is nn.BatchNorm1d else sizes
+
+
+# Interface
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_signature(norm):
+    assert_same_signature(OURS[norm], norm)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("options", [{}, {"affine": False}, {"track_running_stats": False}, {"dtype": torch.float64},
+                                     {"momentum": None}])
+def test_initial_state(norm, options):
+    ours, theirs = OURS[norm](3, **options), norm(3, **options)
+    assert_same(ours.state_dict(), theirs.state_dict(), rtol=0, atol=0)
+    assert [name for name, _ in ours.named_buffers()] == [name for name, _ in theirs.named_buffers()]
+    ours.load_state_dict(theirs.state_dict())
+    theirs.load_state_dict(ours.state_dict())
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_parameters_and_statistics_start_over(norm):
+    ours = randomized(OURS[norm](3))
+    ours(normal(shape_for(norm, 4, 3, 2, 2)))
+    ours.reset_running_stats()
+    assert ours.running_mean.eq(0).all() and ours.running_var.eq(1).all() and ours.num_batches_tracked == 0
+    ours.reset_parameters()
+    assert_same(ours.state_dict(), norm(3).state_dict(), rtol=0, atol=0)
+
+
+def outcome(module, x):
+    """The type of the error that `module` raises, None if it raises none."""
+    try:
+        module(x)
+    except Exception as error:
+        return type(error)
+    return None
+
+
+SHAPES = [(3,), (2, 3), (1, 3), (1, 5), (2, 5), (1, 3, 1), (1, 3, 2), (2, 3, 4), (3, 4, 4), (2, 3, 4, 4), (1, 3, 1, 1),
+          (1, 5, 1, 1), (2, 5, 2, 2), (1, 3, 1, 2), (2, 3, 2, 2, 2), (0, 3), (2, 3, 0), (0, 3, 4, 4), (2, 3, 0, 4)]
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("options", [{}, {"affine": False}, {"track_running_stats": False},
+                                     {"affine": False, "track_running_stats": False}])
+@pytest.mark.parametrize("norm", NORMS)
+def test_same_errors(norm, options, training):
+    for shape in SHAPES:
+        ours, theirs = (module.train(training) for module in pair(norm, 3, **options))
+        x = normal(shape)
+        assert outcome(ours, x) is outcome(theirs, x), shape
+
+
+# Batch normalization
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("norm", NORMS)
+def test_module_samples_of_pytorch(norm, dtype, training):
+    pytest.importorskip("expecttest", reason="PyTorch's module samples need expecttest")
+    from torch.testing._internal.common_modules import module_db
+
+    info, = (info for info in module_db if info.module_cls is norm)
+    samples = info.module_inputs_func(info, device="cpu", dtype=dtype, requires_grad=False, training=training)
+    assert len(samples) >= 6
+    for sample in samples:
+        constructor, forward = sample.constructor_input, sample.forward_input
+        ours, theirs = pair(norm, *constructor.args, **constructor.kwargs, dtype=dtype)
+        for module in (ours, theirs):
+            module.train(training)
+        x, = forward.args
+        for _ in range(2):
+            assert_same(step(ours, x), step(theirs, x), **tolerance(dtype))
+    errors = info.module_error_inputs_func
+    for case in errors(info, device="cpu", dtype=dtype, requires_grad=False, training=True) if errors else ():
+        constructor, forward = case.module_error_input.constructor_input, case.module_error_input.forward_input
+        with pytest.raises(case.error_type, match=case.error_regex):
+            OURS[norm](*constructor.args, **constructor.kwargs, dtype=dtype)(*forward.args)
+
+
+sizes = st.integers(1, 6)
+
+
+@st.composite
+def norm_cases(draw):
+    """A pair of modules, batches for it, and a number of values to work on at a time."""
+    norm = draw(st.sampled_from(NORMS))
+    channels = draw(sizes)
+    places = draw(st.lists(sizes, max_size=1) if norm is nn.BatchNorm1d else st.lists(sizes, min_size=2, max_size=2))
+    shape = (draw(sizes), channels, *places)
+    assume(torch.Size(shape).numel() > channels)
+    options = {"eps": draw(st.sampled_from([1e-5, 1e-3, 0.5])),
+               "momentum": draw(st.none() | st.floats(0, 1)),
+               "affine": draw(st.booleans()),
+               "track_running_stats": draw(st.booleans()),
+               "dtype": draw(st.sampled_from([torch.float32, torch.float64]))}
+    if HAS_BIAS_ARGUMENT:
+        options["bias"] = draw(st.booleans())
+    scale, offset = draw(st.sampled_from([0.3, 1, 20])), draw(st.floats(-5, 5))
+    channels_last = norm is nn.BatchNorm2d and draw(st.booleans())
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    seed = draw(st.integers(0, 1000))
+    batches = [(normal(shape, seed + i, options["dtype"]) * scale + offset).contiguous(memory_format=memory_format)
+               for i in range(4)]
+    return *pair(norm, channels, **options), batches, memory_format, draw(st.sampled_from([1, 20, 1 << 20]))
+
+
+@settings(max_examples=60, deadline=None, database=None)
+@given(norm_cases())
+def test_same_as_pytorch_on_random_shapes_and_arguments(case):
+    ours, theirs, (*batches, last), memory_format, slice_values = case
+    accuracy = tolerance(last.dtype)
+    with mock.patch("layers.SLICE_VALUES", slice_values):
+        for x in batches:
+            found = step(ours, x)
+            assert_same(found, step(theirs, x), **accuracy)
+            assert found["y"].is_contiguous(memory_format=memory_format)
+            assert found["d x"].is_contiguous(memory_format=memory_format)
+        ours.eval(), theirs.eval()
+        found = step(ours, last)
+        assert_same(found, step(theirs, last), **accuracy)
+        assert found["y"].is_contiguous(memory_format=memory_format)
+    assert_same(ours.state_dict(), theirs.state_dict(), **accuracy)
+    theirs.load_state_dict(ours.state_dict())
+    assert_same(step(ours, last), step(theirs, last), **accuracy)
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_inputs_that_do_not_lie_densely(view):
+    x = view(normal((4, 4, 4, 4)))
+    ours, theirs = pair(nn.BatchNorm2d, 4)
+    assert_same(step(ours, x), step(theirs, x), **tolerance(x.dtype))
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("shape", [(0, 3), (0, 3, 4), (2, 3, 0), (0, 3, 4, 4), (2, 3, 0, 4)])
+@pytest.mark.parametrize("options", [{}, {"affine": False}, {"track_running_stats": False}, {"momentum": None}])
+def test_batch_without_values(shape, options, training):
+    ours, theirs = (m.train(training) for m in pair(NORMS[len(shape) == 4], 3, **options))
+    assert_same(step(ours, normal(shape)), step(theirs, normal(shape)))
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_evaluation_depends_on_no_other_sample(norm):
+    ours, _ = pair(norm, 3)
+    x = normal(shape_for(norm, 8, 3, 4, 4))
+    ours(x)
+    ours.eval()
+    before = copy.deepcopy(ours.state_dict())
+    torch.testing.assert_close(ours(x)[:2], ours(x[:2]))
+    assert_same(ours.state_dict(), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("momentum", [0.1, None])
+@pytest.mark.parametrize("norm", NORMS)
+def test_training_and_evaluation_on_each_device(norm, momentum, device):
+    ours, theirs = (m.to(device) for m in pair(norm, 3, momentum=momentum))
+    for seed in range(3):
+        x = normal(shape_for(norm, 8, 3, 5, 5), seed, device=device)
+        assert_same(step(ours, x), step(theirs, x), **tolerance(x.dtype))
+    assert_same(step(ours.eval(), x), step(theirs.eval(), x), **tolerance(x.dtype))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("norm", NORMS)
+def test_half_precision_with_statistics_in_single(norm, dtype, device):
+    ours, theirs = (m.to(device) for m in pair(norm, 3))
+    for training in (True, True, False):
+        x = normal(shape_for(norm, 16, 3, 5, 5), dtype=dtype, device=device) + 1
+        found, expected = (step(m.train(training), x) for m in (ours, theirs))
+        assert_same({"y": found.pop("y")}, {"y": expected.pop("y")}, **tolerance(dtype))
+        assert_same({"d x": found.pop("d x")}, {"d x": expected.pop("d x")}, **tolerance(dtype))
+        assert_same(found, expected, **tolerance(torch.float32))
+    assert ours.running_var.dtype == torch.float32
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("norm", NORMS)
+def test_autocast(norm, device):
+    ours, theirs = (nn.Sequential(*before, m).to(device) for m in pair(norm, 3) for before in [[
+        randomized(nn.Linear(4, 3) if norm is nn.BatchNorm1d else nn.Conv2d(4, 3, 3))]])
+    x = normal(shape_for(norm, 16, 4, 6, 6), device=device)
+    for training in (True, False):
+        with torch.autocast(device, torch.bfloat16):
+            found, expected = (step(m.train(training), x) for m in (ours, theirs))
+        assert found["y"].dtype == torch.bfloat16
+        assert_same(found, expected, rtol=3e-2, atol=0.1)
+        assert_same(dict(ours[1].named_buffers()), dict(theirs[1].named_buffers()), **tolerance(torch.float32))
+
+
+@pytest.mark.parametrize("slice_values", [100, 1 << 20])
+@pytest.mark.parametrize("norm", NORMS)
+def test_far_from_zero_as_accurate_as_pytorch(norm, slice_values):
+    ours, theirs = pair(norm, 3)
+    x = normal(shape_for(norm, 128, 3, 6, 6)) + 10_000
+    with mock.patch("layers.SLICE_VALUES", slice_values):
+        assert_as_accurate(ours, theirs, copy.deepcopy(theirs), x)
+    torch.testing.assert_close(ours.running_var, torch.ones(3), rtol=0.1, atol=0)
+
+
+@pytest.mark.parametrize("slice_values", [20, 1 << 20])
+@pytest.mark.parametrize("affine", [True, False])
+def test_normalize_is_its_definition(affine, slice_values):
+    x = normal((5, 3, 4, 2), dtype=torch.float64).requires_grad_()
+    weight, bias = normal((2, 3), 1, torch.float64).requires_grad_() if affine else (None, None)
+    inputs = [x, weight, bias] if affine else [x]
+
+    def results(function):
+        y, mean, variance = function()
+        return y, mean, variance, *torch.autograd.grad(y, inputs, normal(x.shape, 2, torch.float64))
+
+    def definition():
+        mean, variance = batch_statistics(x)
+        return batch_norm(x, mean, variance, weight, bias, 1e-5), mean, variance
+
+    with mock.patch("layers.SLICE_VALUES", slice_values):
+        found = results(lambda: Normalize.apply(x, weight, bias, 1e-5))
+    torch.testing.assert_close(found, results(definition))
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_running_statistics_are_no_part_of_the_graph(norm):
+    ours, _ = pair(norm, 3)
+    for _ in range(2):
+        ours(normal(shape_for(norm, 4, 3, 2, 2)).requires_grad_())
+    for buffer in ours.buffers():
+        assert not buffer.requires_grad and buffer.grad_fn is None
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("options", [{}, {"affine": False}, {"track_running_stats": False}])
+@pytest.mark.parametrize("norm", NORMS)
+def test_first_and_second_derivatives(norm, options, training):
+    module, _ = pair(norm, 2, dtype=torch.float64, **options)
+    module.train(training)
+    names, parameters = zip(*module.named_parameters(), strict=True) if module.affine else ((), ())
+    x = normal(shape_for(norm, 4, 2, 2, 2), dtype=torch.float64).requires_grad_()
+
+    def function(x, *parameters):
+        return torch.func.functional_call(module, dict(zip(names, parameters, strict=True)), x)
+
+    assert gradcheck(function, (x, *parameters))
+    assert gradgradcheck(function, (x, *parameters))
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_gradient_of_a_gradient_as_pytorch(norm):
+    def penalty(module):
+        x = normal(shape_for(norm, 6, 3, 3, 3), dtype=torch.float64).requires_grad_()
+        inputs = [x, *module.parameters()]
+        gradients = torch.autograd.grad(module(x).pow(3).sum(), inputs, create_graph=True)
+        return [*gradients, *torch.autograd.grad(sum(g.square().sum() for g in gradients), inputs)]
+
+    ours, theirs = pair(norm, 3, dtype=torch.float64)
+    torch.testing.assert_close(penalty(ours), penalty(theirs))

@@ -1,0 +1,157 @@
+"""Break the layers on purpose and see that a test turns red: a test that cannot fail is worth nothing."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = ["layers.py", "fused.py", "mlp/model.py", "cnn/model.py", "pyproject.toml", "tests/conftest.py",
+           "tests/comparison.py", "tests/test_layers.py", "tests/test_dropout.py", "tests/test_networks.py"]
+
+
+class Mutation(NamedTuple):
+    """Texts of a file, what each becomes, and the test that has to notice."""
+
+    file: str
+    replacements: dict[str, str]
+    noticed_by: str
+
+
+MUTATIONS = {
+    "biased running variance": Mutation(
+        "layers.py", {"variance * (n / (n - 1))": "variance"},
+        "tests/test_layers.py::test_training_and_evaluation_on_each_device"),
+    "unbiased variance normalizes": Mutation(
+        "layers.py", {"return self.shift + offset, self.sum_of_squares / self.n":
+                      "return self.shift + offset, self.sum_of_squares / (self.n - 1)"},
+        "tests/test_layers.py::test_normalize_is_its_definition"),
+    "momentum the wrong way round": Mutation(
+        "layers.py", {"self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)":
+                      "self.running_mean.lerp_(mean.to(self.running_mean.dtype), 1 - momentum)"},
+        "tests/test_layers.py::test_training_and_evaluation_on_each_device"),
+    "cumulative average forgets its count": Mutation(
+        "layers.py", {"1 / float(self.num_batches_tracked)": "0.1"},
+        "tests/test_layers.py::test_training_and_evaluation_on_each_device"),
+    "statistics carry gradient into the buffers": Mutation(
+        "layers.py", {"    @torch.no_grad()\n    def track": "    def track",
+                      "        ctx.mark_non_differentiable(mean, variance)\n": ""},
+        "tests/test_layers.py::test_running_statistics_are_no_part_of_the_graph"),
+    "statistics are constants to the derivative": Mutation(
+        "layers.py", {"return a, -a * r.square() * sum_gd / n, -a * sum_g / n": "return a, 0 * a, 0 * a"},
+        "tests/test_layers.py::test_first_and_second_derivatives"),
+    "statistics are constants to the second derivative": Mutation(
+        "layers.py", {"return mean.flatten(), (x - mean)": "return mean.flatten().detach(), (x - mean)"},
+        "tests/test_layers.py::test_gradient_of_a_gradient_as_pytorch"),
+    "variance as E[x^2] - E[x]^2": Mutation(
+        "layers.py", {"self.shift = first.mean(self.dims, keepdim=True, dtype=accumulator(x))":
+                      "self.shift = first.mean(self.dims, keepdim=True, dtype=accumulator(x)) * 0"},
+        "tests/test_layers.py::test_far_from_zero_as_accurate_as_pytorch"),
+    "variance as E[x^2] - E[x]^2 in the fused block": Mutation(
+        "fused.py", {"        sums = ShiftedSums(x)\n": "        sums = ShiftedSums(x)\n        sums.shift.zero_()\n"},
+        "tests/test_networks.py::test_fused_block_as_accurate_as_pytorch"),
+    "evaluation uses the batch's statistics": Mutation(
+        "layers.py", {"return self.training or self.running_mean is None": "return True"},
+        "tests/test_layers.py::test_evaluation_depends_on_no_other_sample"),
+    "one value per channel is let through": Mutation(
+        "layers.py", {"x.numel() == x.size(1):": "False:"},
+        "tests/test_layers.py::test_same_errors"),
+    "mask scaled by p": Mutation(
+        "layers.py", {"return mask.div_(1 - p)": "return mask.div_(p)"},
+        "tests/test_dropout.py::test_dropout_keeps_shape_and_dtype"),
+    "mask not scaled": Mutation(
+        "layers.py", {"return mask.div_(1 - p)": "return mask"},
+        "tests/test_dropout.py::test_dropout_keeps_shape_and_dtype"),
+    "p is the probability to keep": Mutation(
+        "layers.py", {"min(round((1 - p) * 65536), 65535)": "min(round(p * 65536), 65535)"},
+        "tests/test_dropout.py::test_dropout_drops_each_value_by_itself"),
+    "neighbours share a random number": Mutation(
+        "layers.py", {"bits = bits.as_strided(mask.shape, mask.stride())":
+                      "bits = bits.repeat_interleave(2).as_strided(mask.shape, mask.stride())"},
+        "tests/test_dropout.py::test_dropout_drops_each_value_by_itself"),
+    "Dropout2d drops single values": Mutation(
+        "layers.py", {"return torch.Size([*x.shape[:2], *[1] * (x.dim() - 2)])": "return x.shape"},
+        "tests/test_dropout.py::test_dropout2d_drops_whole_maps"),
+    "Dropout2d drops the same maps of all samples": Mutation(
+        "layers.py", {"return torch.Size([*x.shape[:2], *": "return torch.Size([1, x.shape[1], *"},
+        "tests/test_dropout.py::test_dropout2d_drops_whole_maps"),
+    "Dropout drops in evaluation": Mutation(
+        "layers.py", {"        if not self.training:\n            return x\n": ""},
+        "tests/test_dropout.py::test_dropout_at_the_limits_and_in_evaluation"),
+    "fused backward without the statistics' part": Mutation(
+        "fused.py", {"out.copy_(wide.addcmul_(part, c).add_(d))": "out.copy_(wide)"},
+        "tests/test_networks.py::test_block_in_single_precision"),
+    "fused block takes negative weights for positive": Mutation(
+        "fused.py", {"if weight is None or not (weight < 0).any()": "if True"},
+        "tests/test_networks.py::test_block_in_single_precision"),
+    "fused block forgets the scale of the mask in its derivative": Mutation(
+        "fused.py", {"kept = 1 / (1 - ctx.p) if ctx.p < 1 else 0.0": "kept = 1.0"},
+        "tests/test_networks.py::test_block_in_single_precision"),
+    "fused block forgets dropout when the statistics stand still": Mutation(
+        "fused.py", {"return y if dropout is None else dropout(y)": "return y"},
+        "tests/test_networks.py::test_dropout_while_the_statistics_stand_still"),
+}
+
+# Each line of its input, "FOLDER TEST…", is answered by pytest's exit code for these tests of that folder. What is
+# imported before the fork is imported once for all.
+SERVER = """
+import gc, os, sys
+import hypothesis.extra.pytestplugin, pytest, torch, torch.testing
+from torch.autograd import gradcheck
+gc.freeze()  # spares the children the collection of what was imported
+for line in sys.stdin:
+    folder, *tests = line.split()
+    child = os.fork()
+    if child == 0:
+        os.chdir(folder)
+        os.dup2(os.open("log", os.O_WRONLY | os.O_CREAT), 1)
+        os.dup2(1, 2)
+        torch.set_num_threads(1)
+        os._exit(pytest.main(["-x", "-q", "--assert=plain", "-p", "no:cacheprovider", *tests]))
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def run_tests():
+    """A function that runs tests of a folder and returns pytest's exit code and output."""
+    if not hasattr(os, "fork"):
+        pytest.skip("this system has no fork")
+    with subprocess.Popen([sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"}) as server:
+        def run(folder: Path, *tests: str) -> tuple[int, str]:
+            print(folder, *tests, file=server.stdin, flush=True)
+            return int(server.stdout.readline()), (folder / "log").read_text()
+
+        yield run
+        server.stdin.close()
+
+
+def copied(folder: Path) -> Path:
+    for source in SOURCES:
+        (folder / source).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / source, folder / source)
+    return folder
+
+
+def test_unbroken_layers_pass(run_tests, tmp_path):
+    """Without this a red test below would prove nothing."""
+    code, log = run_tests(copied(tmp_path), *sorted({mutation.noticed_by for mutation in MUTATIONS.values()}))
+    assert code == 0, log
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS.values(), ids=[name.replace(" ", "-") for name in MUTATIONS])
+def test_broken_layers_are_noticed(mutation, run_tests, tmp_path):
+    file = copied(tmp_path) / mutation.file
+    text = file.read_text()
+    for old, new in mutation.replacements.items():
+        assert text.count(old) == 1, f"stands {text.count(old)} times in {mutation.file}, not once: {old}"
+        text = text.replace(old, new)
+    file.write_text(text)
+    code, log = run_tests(tmp_path, mutation.noticed_by)
+    assert code == pytest.ExitCode.TESTS_FAILED, log
+    assert "SyntaxError" not in log and "NameError" not in log, log

@@ -1,0 +1,377 @@
+"""The networks against the same networks of PyTorch's own modules, and the fused CNN block against its parts."""
+
+import ast
+import copy
+import re
+from contextlib import nullcontext
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+import torch.nn.functional as F
+from comparison import DEVICES, assert_as_accurate, assert_same, normal, randomized, step, tolerance
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.autograd import gradcheck, gradgradcheck
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import fused
+from cnn.model import CNN, BatchNorm2d
+from layers import Dropout, Dropout2d
+from mlp.model import MLP, BatchNorm1d
+
+ROOT = Path(__file__).resolve().parents[1]
+NETWORKS = [MLP, CNN]
+
+
+class TorchMLP(nn.Module):
+    """MLP, of PyTorch's modules."""
+
+    def __init__(self, drop_rate: float = 0.2):
+        super().__init__()
+        self.linear1 = nn.Linear(3072, 100)
+        self.norm = nn.BatchNorm1d(100)
+        self.dropout = nn.Dropout(drop_rate)
+        self.linear2 = nn.Linear(100, 10)
+
+    def forward(self, x):
+        return self.linear2(self.dropout(F.relu(self.norm(self.linear1(x)))))
+
+
+class TorchCNN(nn.Module):
+    """CNN, of PyTorch's modules, in the order in which the design names them."""
+
+    def __init__(self, drop_rate: float = 0.2):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 128, 5)
+        self.norm1 = nn.BatchNorm2d(128)
+        self.conv2 = nn.Conv2d(128, 64, 3)
+        self.norm2 = nn.BatchNorm2d(64)
+        self.dropout = nn.Dropout2d(drop_rate)
+        self.linear = nn.Linear(2304, 10)
+
+    def forward(self, x):
+        x = F.max_pool2d(self.dropout(F.relu(self.norm1(self.conv1(x)))), 2)
+        x = F.max_pool2d(self.dropout(F.relu(self.norm2(self.conv2(x)))), 2)
+        return self.linear(x.flatten(1))
+
+
+REFERENCE = {MLP: TorchMLP, CNN: TorchCNN}
+
+
+def batch(network, n: int = 8, seed: int = 0, dtype=torch.float32, device="cpu"):
+    """`n` pictures, as the network takes them, and labels."""
+    pixels = normal((n, 3, 32, 32), seed, dtype, device) / 4
+    labels = torch.arange(n, device=device) % 10
+    if network is MLP:
+        return pixels.flatten(1), labels
+    return pixels.contiguous(memory_format=torch.channels_last), labels
+
+
+def pair(network, dtype=torch.float32, device="cpu", **options):
+    """A network and the reference with the same weights."""
+    torch.manual_seed(0)
+    ours, theirs = network(**options), REFERENCE[network](**options)
+    theirs.load_state_dict(ours.state_dict())
+    return ours.to(device, dtype), theirs.to(device, dtype)
+
+
+# Networks
+
+
+@pytest.mark.parametrize("n", [0, 1, 5])
+@pytest.mark.parametrize("options", [{}, {"without_BatchNorm": True}, {"without_dropout": True}, {"num_classes": 7},
+                                     {"without_BatchNorm": True, "without_dropout": True}])
+@pytest.mark.parametrize("network", NETWORKS)
+def test_logits_have_a_row_per_picture(network, options, n):
+    module = network(**options).eval()
+    x, _ = batch(network, n)
+    assert module(x).shape == (n, options.get("num_classes", 10))
+
+
+def kinds(network: nn.Module) -> list[str]:
+    return [type(module).__name__ for module in network.children()
+            if not isinstance(module, nn.Linear | nn.Conv2d | nn.Identity)]
+
+
+def test_options_choose_the_layers():
+    assert kinds(MLP()) == ["BatchNorm1d", "Dropout"]
+    assert kinds(MLP(without_BatchNorm=True)) == ["Dropout"]
+    assert kinds(MLP(without_dropout=True)) == ["BatchNorm1d"]
+    assert kinds(CNN()) == ["BatchNorm2d", "BatchNorm2d", "Dropout2d"]
+    assert kinds(CNN(dropout_type="1d")) == ["BatchNorm2d", "BatchNorm2d", "Dropout"]
+    assert kinds(CNN(without_BatchNorm=True)) == ["Dropout2d"]
+    assert kinds(CNN(without_dropout=True)) == ["BatchNorm2d", "BatchNorm2d"]
+    assert MLP(hidden_size=256).linear1.out_features == MLP(hidden_size=256).norm.num_features == 256
+    assert MLP(drop_rate=0.7).dropout.p == CNN(drop_rate=0.7).dropout.p == 0.7
+    with pytest.raises(ValueError, match="dropout_type"):
+        CNN(dropout_type="3d")
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_dropout_acts_in_training_alone(network):
+    module, (x, _) = network(drop_rate=0.5), batch(network)
+    assert not torch.equal(module(x), module(x))
+    module.eval()
+    assert torch.equal(module(x), module(x))
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_state_dict_is_that_of_pytorch_modules(network):
+    ours, theirs = network(), REFERENCE[network]()
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    theirs.load_state_dict(ours.state_dict())
+    ours.load_state_dict(REFERENCE[network]().state_dict())
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("network", NETWORKS)
+def test_same_logits_and_gradients_as_pytorch(network, training, device):
+    ours, theirs = (module.train(training) for module in pair(network, device=device, drop_rate=0))
+    x, _ = batch(network, device=device)
+    assert_same(step(ours, x), step(theirs, x), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("device", DEVICES[:2])
+@pytest.mark.parametrize("network", NETWORKS)
+def test_same_training_as_pytorch(network, device):
+    """In float64: the bias before a BatchNorm has no gradient but rounding errors, which Adam makes full steps of."""
+    modules = pair(network, torch.float64, device, drop_rate=0)
+    optimizers = [torch.optim.Adam(module.parameters(), 0.001) for module in modules]
+    for seed in range(4):
+        x, labels = batch(network, seed=seed, dtype=torch.float64, device=device)
+        found = []
+        for module, optimizer in zip(modules, optimizers, strict=True):
+            logits = module(x)
+            loss = F.cross_entropy(logits, labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            found.append({"logits": logits, "loss": loss} | {n: p.grad.clone() for n, p in module.named_parameters()})
+        assert_same(*found, rtol=1e-6, atol=1e-8)
+        assert_same(*(module.state_dict() for module in modules), rtol=1e-6, atol=1e-8)
+    ours, theirs = (module.eval() for module in modules)
+    torch.testing.assert_close(ours(x), theirs(x))
+    theirs.load_state_dict(ours.state_dict())
+    torch.testing.assert_close(ours(x), theirs(x))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("network", NETWORKS)
+def test_autocast(network, device):
+    ours, theirs = pair(network, device=device, drop_rate=0)
+    x, labels = batch(network, 16, device=device)
+    with torch.autocast(device, torch.bfloat16):
+        logits, expected = ours(x), theirs(x)
+    assert logits.dtype == torch.bfloat16
+    torch.testing.assert_close(logits, expected, rtol=0.05, atol=0.05)
+    F.cross_entropy(logits.float(), labels).backward()
+    F.cross_entropy(expected.float(), labels).backward()
+    for (name, found), wanted in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        error = (found.grad - wanted.grad).norm()
+        assert error <= 0.1 * wanted.grad.norm() + 1e-2, name
+    for (name, found), wanted in zip(ours.named_buffers(), theirs.buffers(), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3, msg=lambda s, name=name: f"{name}: {s}")
+
+
+@pytest.mark.parametrize("dropout_type", ["1d", "2d"])
+def test_compiled_cnn(dropout_type):
+    """The backend changes nothing; what is tested is that our code takes the compiler's way and arrives at the same."""
+    check_compiled(CNN(0.0, dropout_type=dropout_type), *batch(CNN, 4))
+
+
+def test_compiled_mlp():
+    check_compiled(MLP(drop_rate=0.0), *batch(MLP))
+
+
+def check_compiled(network: nn.Module, x, labels) -> None:
+    for module in (network, twin := copy.deepcopy(network)):
+        module.double()
+    compiled, x = torch.compile(twin, backend="eager", fullgraph=True), x.double()
+    for training in (True, True, False):
+        found, expected = (step(module.train(training), x) for module in (compiled, network))
+        torch.testing.assert_close(found.pop("y"), expected.pop("y"))
+        torch.testing.assert_close(list(found.values()), list(expected.values()))
+
+
+@pytest.mark.parametrize("module", [Dropout(0.3), Dropout2d(0.3)])
+def test_compiled_dropout(module):
+    torch.manual_seed(0)
+    y = torch.compile(module, backend="eager", fullgraph=True)(torch.ones(200, 50, 2, 2))
+    assert (y == 0).float().mean().item() == pytest.approx(0.3, abs=0.03)
+    torch.testing.assert_close(y[y != 0].unique(), torch.tensor([1 / 0.7]))
+    assert torch.equal(y, y[:, :, :1, :1].expand_as(y)) == isinstance(module, Dropout2d)
+
+
+# Nothing of PyTorch's own normalization or dropout
+
+TORCHS_OWN = re.compile(r"(batch|layer|group|instance|rms|response|sync)_?norm|dropout|^native_", re.IGNORECASE)
+
+
+def uses_of_torchs_own(source: str) -> list[str]:
+    """Names of PyTorch's normalization and dropout that the source takes out of torch or a part of it."""
+    tree = ast.parse(source)
+    torchs, found = set(), []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            torchs |= {(a.asname or a.name).split(".")[0] for a in node.names if a.name.split(".")[0] == "torch"}
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "torch":
+            torchs |= {a.asname or a.name for a in node.names}
+            found += [a.name for a in node.names]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            root = node
+            while isinstance(root, ast.Attribute):
+                root = root.value
+            if isinstance(root, ast.Name) and root.id in torchs:
+                found.append(node.attr)
+    return [name for name in found if TORCHS_OWN.search(name)]
+
+
+@pytest.mark.parametrize("source", [
+    "from torch import nn\nnn.BatchNorm2d(3)", "import torch\ntorch.batch_norm(x)", "from torch.nn import Dropout",
+    "import torch.nn.functional as F\nF.dropout2d(x)", "import torch as t\nt.nn.Dropout(0.5)",
+    "import torch\ntorch.ops.aten.native_dropout(x)"])
+def test_uses_are_found(source):
+    assert uses_of_torchs_own(source)
+
+
+@pytest.mark.parametrize("file", ["layers.py", "fused.py", "mlp/model.py", "cnn/model.py", "training.py"])
+def test_source_uses_none_of_torchs_own(file):
+    assert not uses_of_torchs_own((ROOT / file).read_text())
+
+
+class Operators(TorchDispatchMode):
+    """Notes the names of the operators that PyTorch runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.add(function.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("build", [*NETWORKS, lambda: CNN(dropout_type="1d"), TorchMLP, TorchCNN],
+                         ids=["MLP", "CNN", "CNN-1d", "TorchMLP", "TorchCNN"])
+def test_operators_run_are_none_of_torchs_own(build):
+    module = build()
+    x, labels = batch(MLP if isinstance(module, MLP | TorchMLP) else CNN, 4)
+    with Operators() as operators:
+        for training in (True, False):
+            F.cross_entropy(module.train(training)(x), labels).backward()
+    assert any(map(TORCHS_OWN.search, operators.names)) == isinstance(module, TorchMLP | TorchCNN)
+
+
+# The fused block of the CNN
+
+
+class Block(nn.Module):
+    """MaxPool(dropout(ReLU(norm(x)))): as the CNN runs it, or as its definition says."""
+
+    def __init__(self, norm: nn.Module, dropout: nn.Module | None, way: str):
+        super().__init__()
+        self.norm, self.dropout, self.way = norm, dropout, way
+
+    def forward(self, x):
+        if self.way == "definition":
+            x = F.relu(self.norm(x))
+            return F.max_pool2d(x if self.dropout is None else self.dropout(x), 2)
+        with nullcontext() if self.way == "fused" else mock.patch("fused.applies", return_value=False):
+            return CNN.norm_relu_dropout_pool(self, x, self.norm)
+
+
+def assert_ways_agree(norm, dropout, x, training=(True, True, False), **accuracy) -> None:
+    blocks = [Block(copy.deepcopy(norm), dropout, way) for way in ("definition", "plain", "fused")]
+    for mode in training:
+        for block in blocks:
+            block.train(mode)
+        expected, *others = (step(block, x) for block in blocks)
+        for found in others:
+            assert_same(found, expected, **accuracy)
+
+
+@settings(max_examples=60, deadline=None, database=None)
+@given(n=st.integers(1, 5), c=st.integers(1, 4), h=st.integers(2, 13), w=st.integers(2, 13), affine=st.booleans(),
+       tracking=st.booleans(), p=st.sampled_from([None, 0.0, 0.3, 0.5, 1.0]), channels_last=st.booleans(),
+       slice_values=st.sampled_from([1, 100, 1 << 20]), seed=st.integers(0, 1000))
+def test_fused_block_is_its_definition(n, c, h, w, affine, tracking, p, channels_last, slice_values, seed):
+    x = normal((n, c, h, w), seed, torch.float64)
+    x = x.contiguous(memory_format=torch.channels_last) if channels_last else x
+    norm = randomized(BatchNorm2d(c, affine=affine, track_running_stats=tracking, dtype=torch.float64), seed)
+    dropout = None if p is None else Dropout2d(p)
+    assert fused.applies(x, norm, dropout)
+    with mock.patch("layers.SLICE_VALUES", slice_values):
+        assert_ways_agree(norm, dropout, x)
+
+
+@pytest.mark.parametrize("dropout", [Dropout2d(0.4), Dropout(0.4), None])
+@pytest.mark.parametrize("shape", [(6, 5, 13, 13), (6, 5, 28, 28)])
+def test_block_in_single_precision(shape, dropout):
+    norm = randomized(BatchNorm2d(5))
+    x = normal(shape).contiguous(memory_format=torch.channels_last)
+    assert_ways_agree(norm, dropout, x, **tolerance(x.dtype))
+
+
+def test_single_values_are_never_dropped_by_the_fused_block():
+    norm, x = BatchNorm2d(3), normal((4, 3, 6, 6))
+    assert not fused.applies(x, norm, Dropout(0.5)) and fused.applies(x, norm, Dropout(0.5).eval())
+    assert not fused.applies(x, nn.Identity(), Dropout2d(0.5)) and fused.applies(x, norm, Dropout2d(0.5))
+
+
+@pytest.mark.parametrize("way", ["plain", "fused"])
+def test_dropout_while_the_statistics_stand_still(way):
+    norm = randomized(BatchNorm2d(4, dtype=torch.float64)).eval()
+    x = normal((6, 4, 5, 5), dtype=torch.float64)
+    assert_same(step(Block(norm, Dropout2d(0.5), way), x), step(Block(norm, Dropout2d(0.5), "definition"), x))
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 1, 1), (2, 4, 6, 6), (2, 3, 6)])
+def test_fused_block_refuses_what_the_norm_refuses(shape):
+    x, errors = normal(shape), []
+    for way in ("fused", "plain"):
+        with pytest.raises((ValueError, RuntimeError)) as error:
+            Block(BatchNorm2d(3), None, way)(x)
+        errors.append((error.type, str(error.value)))
+    assert errors[0] == errors[1]
+
+
+@pytest.mark.parametrize("dtype, offset", [(torch.float32, 10_000), (torch.bfloat16, 1), (torch.float16, 1)])
+@pytest.mark.parametrize("slice_values", [1000, 1 << 20])
+def test_fused_block_as_accurate_as_pytorch(dtype, offset, slice_values):
+    norm = randomized(BatchNorm2d(4))
+    theirs = nn.BatchNorm2d(4)
+    theirs.load_state_dict(norm.state_dict())
+    x = (normal((32, 4, 13, 13)) + offset).to(dtype).contiguous(memory_format=torch.channels_last)
+    truth = Block(copy.deepcopy(theirs), None, "definition")
+    with mock.patch("layers.SLICE_VALUES", slice_values):
+        assert_as_accurate(Block(norm, None, "fused"), Block(theirs, None, "definition"), truth, x)
+
+
+@pytest.mark.parametrize("way", ["fused", "plain"])
+@pytest.mark.parametrize("p", [None, 0.4])
+@pytest.mark.parametrize("affine", [True, False])
+def test_first_and_second_derivatives_of_the_block(affine, p, way):
+    norm = randomized(BatchNorm2d(2, affine=affine, dtype=torch.float64))
+    block = Block(norm, None if p is None else Dropout2d(p), way)
+    names, parameters = zip(*block.named_parameters(), strict=True) if affine else ((), ())
+    # No two values are so near each other that the maximum of a window changes hands.
+    x = (torch.randperm(72, generator=torch.Generator().manual_seed(0)).double() / 20).view(3, 2, 4, 3).requires_grad_()
+
+    def function(x, *parameters):
+        torch.manual_seed(0)
+        return torch.func.functional_call(block, dict(zip(names, parameters, strict=True)), x)
+
+    assert gradcheck(function, (x, *parameters))
+    assert gradgradcheck(function, (x, *parameters))
+
+
+def test_norms_of_the_networks_check_their_input():
+    with pytest.raises(ValueError, match="4D"):
+        BatchNorm2d(3)(normal((2, 3)))
+    with pytest.raises(ValueError, match="2D or 3D"):
+        BatchNorm1d(3)(normal((2, 3, 4, 4)))

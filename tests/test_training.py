@@ -1,0 +1,382 @@
+"""The training loop: what a run is made of, that it can be taken up anywhere, and what must not change its numbers."""
+
+import fcntl
+import io
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
+
+import pytest
+import torch
+from conftest import ROOT, run_main
+from in_process import main, only_run, random_data, settings_of, trainer_of, untimed
+from torch import nn
+from torch.testing import assert_close
+
+import training
+from load_data import Split, load_cifar_2d, normalize
+from options import Settings
+from runs import COLUMNS, Run
+from training import EVALUATION_BATCH, augmented, learning_rate_factor, seed_epoch
+
+SETTINGS = {
+    "mlp": settings_of("mlp", num_epochs=3),
+    "mlp-augment-onecycle": settings_of("mlp", num_epochs=3, augment=True, schedule="onecycle"),
+    "mlp-plain": settings_of("mlp", num_epochs=3, without_BatchNorm=True, without_dropout=True),
+    "cnn-2d": settings_of("cnn", num_epochs=3),
+    "cnn-1d": settings_of("cnn", num_epochs=3, dropout_type="1d"),
+}
+
+
+def saved(trainer) -> dict:
+    """The trainer's state as a checkpoint has it."""
+    buffer = io.BytesIO()
+    torch.save(trainer.state_dict(), buffer)
+    return torch.load(io.BytesIO(buffer.getvalue()), weights_only=True)
+
+
+def assert_same_state(one: dict, other: dict) -> None:
+    assert untimed(one["rows"]) == untimed(other["rows"])
+    for part in ("network", "best_weights"):
+        assert one[part].keys() == other[part].keys()
+        for key in one[part]:
+            assert torch.equal(one[part][key], other[part][key]), key
+    for index, moments in one["optimizer"]["state"].items():
+        for key in moments:
+            assert torch.equal(moments[key], other["optimizer"]["state"][index][key]), key
+
+
+# Taken up anywhere
+
+
+@pytest.mark.parametrize("kind", SETTINGS)
+def test_taken_up_after_any_epoch_it_ends_bit_for_bit_the_same(kind):
+    settings = SETTINGS[kind]
+    whole, states = trainer_of(settings), []
+    while whole.epoch < settings.num_epochs:
+        whole.run_epoch()
+        states.append(saved(whole))
+    for state in states[:-1]:
+        resumed = trainer_of(settings)
+        resumed.load_state_dict(state)
+        torch.rand(100)  # whatever the process drew before
+        while resumed.epoch < settings.num_epochs:
+            resumed.run_epoch()
+        assert_same_state(saved(resumed), states[-1])
+
+
+@pytest.mark.parametrize("network", ["mlp", "cnn"])
+def test_a_finished_run_that_goes_on_equals_one_started_with_more_epochs(network, image_folder, tmp_path):
+    common = ("--data_dir", image_folder, "--batch_size", 80)
+    for epochs in (1, 3):
+        assert main(network, *common, "--runs_dir", tmp_path / "twice", "--num_epochs", epochs) == 0
+    assert main(network, *common, "--runs_dir", tmp_path / "once", "--num_epochs", 3) == 0
+    twice, once = (only_run(tmp_path / name, network) for name in ("twice", "once"))
+    assert untimed(twice.metrics()) == untimed(once.metrics())
+    assert twice.result()["epochs"] == 3
+    assert_same_state(*(torch.load(run.folder / "checkpoint.pt", weights_only=True) for run in (twice, once)))
+    assert twice.config() == once.config()
+
+
+def test_a_schedule_depends_on_the_epochs_so_they_are_in_the_name():
+    assert settings_of("mlp", schedule="cosine", num_epochs=7).name == "32_0.001_0.2_False_False_seed0_cosine7"
+    assert settings_of("cnn", schedule="onecycle", num_epochs=7).name.endswith("_2d_seed0_onecycle7")
+    assert settings_of("mlp", num_epochs=7).name == settings_of("mlp", num_epochs=8).name
+
+
+def test_random_numbers_follow_from_seed_and_epoch():
+    def drawn(seed: int, epoch: int) -> tuple:
+        order = torch.randperm(50, generator=seed_epoch(seed, epoch))
+        return *order.tolist(), *torch.rand(5).tolist()
+
+    first = drawn(3, 5)
+    different = [first, drawn(3, 6), drawn(4, 5), drawn(5, 3)]
+    assert len(set(different)) == len(different)
+    torch.rand(17)
+    assert drawn(3, 5) == first
+    generator = seed_epoch(3, 5)
+    torch.rand(17)  # masks and augmentation leave the order of the samples alone
+    assert torch.randperm(50, generator=generator).tolist() == list(first[:50])
+
+
+def test_seeds_differ_and_one_seed_repeats():
+    def trained(seed: int) -> dict:
+        trainer = trainer_of(settings_of("mlp", seed=seed))
+        trainer.run_epoch()
+        return saved(trainer)
+
+    assert_same_state(trained(1), trained(1))
+    assert not torch.equal(trained(1)["network"]["linear1.weight"], trained(2)["network"]["linear1.weight"])
+
+
+# What an epoch sees
+
+
+def test_the_incomplete_last_batch_is_left_out(monkeypatch):
+    trainer = trainer_of(settings_of("mlp", batch_size=32), random_data("mlp", train=70))
+    seen, step = [], trainer.step
+
+    def watched(images, labels, index):
+        seen.append(index)
+        return step(images, labels, index)
+
+    monkeypatch.setattr(trainer, "step", watched)
+    shares = []
+    losses, correct = trainer.train_epoch(shares.append)
+    assert [len(index) for index in seen] == [32, 32]
+    assert len(set(torch.cat(seen).tolist())) == 64
+    assert len(losses) == 2
+    assert 0 <= correct <= 64
+    assert sum(shares) == pytest.approx(1)
+    order = torch.cat(seen)
+    trainer.rows.append({})
+    trainer.train_epoch(shares.append)
+    assert not torch.equal(torch.cat(seen[2:]), order), "the second epoch has the first one's order"
+
+
+@pytest.mark.parametrize("network", ["mlp", "cnn"])
+def test_evaluation_covers_every_sample_once(network):
+    count = EVALUATION_BATCH + 7
+    data = random_data(network, test=count)
+    trainer = trainer_of(settings_of(network), data)
+    trainer.run_epoch()
+    loss, correct = trainer.evaluate(data.test)
+    with torch.no_grad():
+        logits = trainer.network.eval()(normalize(data.test.images))
+    assert_close(loss, nn.functional.cross_entropy(logits, data.test.labels))
+    assert correct.item() == (logits.argmax(1) == data.test.labels).sum().item()
+
+
+def test_the_row_tells_losses_and_accuracies_of_the_samples_seen():
+    data = random_data("mlp", train=70)
+    trainer = trainer_of(settings_of("mlp", batch_size=32), data)
+    row = trainer.run_epoch()
+    assert set(row) == set(COLUMNS)
+    assert row["train_acc"] * 64 == pytest.approx(round(row["train_acc"] * 64), abs=1e-3)
+    for name in ("val", "test"):
+        loss, correct = trainer.evaluate(getattr(data, name))
+        assert row[f"{name}_loss"] == pytest.approx(loss.item(), abs=1e-6)
+        assert row[f"{name}_acc"] == pytest.approx(correct.item() / 30, abs=1e-6)
+
+
+def test_the_best_epoch_is_the_first_of_highest_validation_accuracy(monkeypatch):
+    trainer = trainer_of(settings_of("mlp", num_epochs=5))
+    right = iter([2, 9, 5, 9, 1])
+    weights = []
+
+    def evaluate(split):
+        return torch.tensor(1.0), torch.tensor(float(next(right) if split is trainer.data.val else 0))
+
+    monkeypatch.setattr(trainer, "evaluate", evaluate)
+    for _ in range(5):
+        trainer.run_epoch()
+        weights.append(trainer.network.state_dict()["linear1.weight"].clone())
+    assert trainer.best["epoch"] == 2
+    assert torch.equal(trainer.best_weights["linear1.weight"], weights[1])
+
+
+def test_the_test_set_steers_nothing():
+    def trained(seed: int):
+        data = random_data("mlp")
+        trainer = trainer_of(settings_of("mlp", num_epochs=4),
+                             data._replace(test=random_data("mlp", test=20 + seed, seed=seed).test))
+        for _ in range(4):
+            trainer.run_epoch()
+        return trainer
+
+    one, other = trained(1), trained(2)
+    assert [row["test_loss"] for row in one.rows] != [row["test_loss"] for row in other.rows]
+    assert one.best["epoch"] == other.best["epoch"]
+    for key, value in one.network.state_dict().items():
+        assert torch.equal(value, other.network.state_dict()[key])
+        assert torch.equal(one.best_weights[key], other.best_weights[key])
+
+
+# Augmentation, schedules, precision
+
+
+def windows(pixels):
+    """Every 32 x 32 window of the padded pictures, as they are and flipped: N x 2 x 81 x 3072."""
+    padded = nn.functional.pad(pixels, (4, 4, 4, 4))
+    cut = torch.stack([padded[:, :, top:top + 32, left:left + 32] for top in range(9) for left in range(9)], dim=1)
+    return torch.stack([cut, cut.flip(-1)], dim=1).flatten(3)
+
+
+def test_augmented_pictures_are_windows_of_the_padded_ones_and_half_of_them_flipped():
+    pixels = torch.rand(400, 3, 32, 32) + 0.5
+    torch.manual_seed(0)
+    moved = augmented(pixels)
+    flips, places = [], set()
+    for picture, kept in zip(moved.flatten(1).split(50), pixels.split(50), strict=True):
+        same = (windows(kept) == picture[:, None, None]).all(-1)
+        assert (same.flatten(1).sum(1) == 1).all(), "no window of the picture itself"
+        found = same.nonzero()
+        flips += found[:, 1].tolist()
+        places |= set(found[:, 2].tolist())
+    assert 160 < sum(flips) < 240  # 200, four standard deviations either way
+    assert len(places) == 81  # each one is missed with a probability of 0.7 %, so about half of all seeds are complete
+
+
+def test_flat_images_are_augmented_as_pictures():
+    pixels = torch.rand(20, 3, 32, 32)
+    torch.manual_seed(0)
+    pictures = augmented(pixels)
+    torch.manual_seed(0)
+    assert torch.equal(augmented(pixels.flatten(1)), pictures.flatten(1))
+
+
+@pytest.mark.parametrize("network", ["mlp", "cnn"])
+def test_augmentation_is_off_by_default_and_changes_training_alone(network, monkeypatch):
+    calls = []
+    monkeypatch.setattr(training, "augmented", lambda pixels: calls.append(len(pixels)) or pixels)
+    trainer_of(settings_of(network)).run_epoch()
+    assert not calls
+    trainer_of(settings_of(network, augment=True)).run_epoch()
+    assert calls == [32, 32]
+
+
+def test_schedules_at_their_beginning_middle_and_end():
+    assert [learning_rate_factor("constant", p) for p in (0, 0.5, 1)] == [1, 1, 1]
+    assert [learning_rate_factor("cosine", p) for p in (0, 0.5, 1)] == pytest.approx([1, 0.5, 0])
+    assert [learning_rate_factor("onecycle", p) for p in (0, 0.15, 0.3, 0.65, 1)] == pytest.approx(
+        [0.04, 0.52, 1, 0.5, 0])
+    rates = [learning_rate_factor("onecycle", p / 100) for p in range(101)]
+    assert rates[:31] == sorted(rates[:31])
+    assert rates[30:] == sorted(rates[30:], reverse=True)
+
+
+def test_the_optimizer_follows_the_schedule():
+    trainer = trainer_of(settings_of("mlp", schedule="cosine", num_epochs=2, batch_size=35, learning_rate=0.01))
+    rates = []
+    for _ in range(2):
+        trainer.run_epoch(lambda share: rates.append(trainer.optimizer.param_groups[0]["lr"]))
+    assert rates == pytest.approx([0.01 * learning_rate_factor("cosine", p) for p in (0, 0.25, 0.5, 0.75)])
+
+
+@pytest.mark.parametrize("network", ["mlp", "cnn"])
+def test_bf16_computes_in_bf16_and_keeps_weights_in_fp32(network):
+    settings = settings_of(network, precision="bf16")
+    assert settings.name.endswith("_bf16")
+    trainer, kinds = trainer_of(settings), set()
+    trainer.network.register_forward_hook(lambda module, inputs, output: kinds.add(output.dtype))
+    trainer.run_epoch()
+    assert kinds == {torch.bfloat16}
+    assert {parameter.dtype for parameter in trainer.network.parameters()} == {torch.float32}
+
+
+def test_compile_compiles_the_network_and_keeps_the_numbers(monkeypatch):
+    compile_network = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda module: compile_network(module, backend="eager"))
+    settings = settings_of("mlp", compile=True, drop_rate=0.0)
+    assert settings.name.endswith("_compile")
+    compiled, plain = trainer_of(settings), trainer_of(settings_of("mlp", drop_rate=0.0))
+    assert compiled.network._compiled_call_impl is not None
+    assert compiled.run_epoch()["val_loss"] == pytest.approx(plain.run_epoch()["val_loss"], abs=1e-4)
+
+
+def test_names_of_all_that_is_not_at_its_default():
+    settings = settings_of("mlp", hidden_size=256, precision="bf16", compile=True, augment=True, synthetic=True)
+    assert settings.name == "32_0.001_0.2_False_False_seed0_hidden256_bf16_compile_augment_synthetic"
+
+
+# Files and failures
+
+
+def test_several_values_train_every_combination(image_folder, tmp_path):
+    assert main("mlp", "--data_dir", image_folder, "--runs_dir", tmp_path, "--num_epochs", 1, "--batch_size", 16, 32,
+                "--learning_rate", 0.01, 0.001, "--drop_rate", 0, 0.5, "--seed", 0, 1) == 0
+    runs = [Run(folder) for folder in (tmp_path / "mlp").iterdir()]
+    assert all(run.finished(1) for run in runs)
+    keys = ("batch_size", "learning_rate", "drop_rate", "seed")
+    assert {tuple(run.config()[key] for key in keys) for run in runs} == {
+        (b, r, d, s) for b in (16, 32) for r in (0.01, 0.001) for d in (0.0, 0.5) for s in (0, 1)}
+
+
+def test_the_files_of_a_run(image_folder, tmp_path):
+    assert main("cnn", "--data_dir", image_folder, "--runs_dir", tmp_path, "--num_epochs", 2, "--batch_size", 80) == 0
+    run = Run(tmp_path / "cnn" / "80_0.001_0.2_False_False_2d_seed0")
+    lines = (run.folder / "metrics.csv").read_text().splitlines()
+    assert lines[0] == "epoch,train_loss,train_acc,val_loss,val_acc,test_loss,test_acc,seconds"
+    assert [line.split(",")[0] for line in lines[1:]] == ["1", "2"]
+    config = run.config()
+    assert set(Settings.__dataclass_fields__) < set(config)
+    assert config["data"]["images"] == {"train": 240, "val": 60, "test": 60}
+    assert config["data"]["source"] == "image folder"
+    assert len(config["data"]["classes"]) == 10
+    assert config["threads"] == torch.get_num_threads()
+    assert config["versions"]["torch"] == torch.__version__
+    assert config["device"] == "cpu"
+    result, best = run.result(), torch.load(run.folder / "best.pt", weights_only=True)
+    assert result["epochs"] == 2
+    assert best["epoch"] == result["best_epoch"]
+    row = run.metrics()[result["best_epoch"] - 1]
+    assert all(result[key] == row[key] == best[key] for key in ("val_loss", "val_acc", "test_loss", "test_acc"))
+
+
+def test_a_run_that_diverges_is_recorded_and_the_others_go_on(image_folder, tmp_path, capsys):
+    assert main("mlp", "--data_dir", image_folder, "--runs_dir", tmp_path, "--without_BatchNorm", "--num_epochs", 3,
+                "--learning_rate", 1e30, 0.001) == 1
+    failed, fine = (Run(tmp_path / "mlp" / f"32_{rate}_0.2_True_False_seed0") for rate in ("1e+30", "0.001"))
+    assert failed.failure()["epoch"] == 1
+    assert 1 <= failed.failure()["step"] <= 7
+    assert failed.result() is None
+    assert fine.finished(3)
+    assert "the loss is not finite in epoch 1" in capsys.readouterr().out
+
+
+# What is shown
+
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def test_piped_it_prints_one_line_per_epoch_and_nothing_for_a_terminal(image_folder, tmp_path):
+    done = run_main("mlp", "--data_dir", image_folder, "--runs_dir", tmp_path, "--batch_size", 32, 64,
+                    "--num_epochs", 2)
+    assert done.returncode == 0
+    epochs = [line for line in done.stdout.splitlines() if " epoch " in line]
+    assert [re.match(r"(\d/\d) mlp (\d+)_.* epoch (\d/\d) ", line).groups() for line in epochs] == [
+        ("1/2", "32", "1/2"), ("1/2", "32", "2/2"), ("2/2", "64", "1/2"), ("2/2", "64", "2/2")]
+    assert "\r" not in done.stdout + done.stderr
+    assert "\x1b" not in done.stdout + done.stderr
+    table = done.stdout.split("\n\n")[-1].splitlines()
+    assert " ".join(table[0].split()) == "run epochs best val loss val acc test loss test acc seconds"
+    assert [line.split()[0].split("_")[0] for line in table[1:]] == ["32", "64"]
+
+
+def test_on_a_terminal_it_shows_a_bar_with_loss_accuracy_speed_and_time_left(image_folder, tmp_path):
+    ours, its = pty.openpty()
+    fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("4H", 24, 100, 0, 0))
+    command = [sys.executable, str(ROOT / "mlp" / "main.py"), "--data_dir", str(image_folder), "--runs_dir",
+               str(tmp_path), "--batch_size", "32", "--num_epochs", "3"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1", "TERM": "xterm"}
+    with subprocess.Popen(command, stdin=its, stdout=its, stderr=its, env=environment) as process:
+        os.close(its)
+        shown = b""
+        while True:
+            try:
+                part = os.read(ours, 65536)
+            except OSError:  # so a terminal ends
+                break
+            if not part:
+                break
+            shown += part
+    os.close(ours)
+    shown = shown.decode()
+    assert process.returncode == 0
+    last = [line for line in shown.replace("\r", "\n").splitlines() if "3.0/3" in line][-1]
+    assert re.match(r"mlp 32_0.001_0.2 \|.*\| 3\.0/3 \[\d\d:\d\d<\d\d:\d\d, val loss \d\.\d{3} acc \d\.\d{3}, "
+                    r"\d+\.\d s/epoch\]", last), last
+    assert "epoch 1/3" not in shown
+    assert "32_0.001_0.2_False_False_seed0" in shown  # in the table
+    assert not COLOUR.search(shown)
+
+
+def test_the_mlp_learns_the_real_images(real_images):
+    data = load_cifar_2d(real_images)
+    data = data._replace(test=Split(data.test.images[:250], data.test.labels[:250]))
+    trainer = trainer_of(settings_of("mlp", batch_size=128), data)
+    assert max(trainer.run_epoch()["val_acc"] for _ in range(2)) > 0.40
