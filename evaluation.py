@@ -301,8 +301,8 @@ def read_picture(path: Path) -> np.ndarray:
     """A picture of any size as 3 x 32 x 32 bytes: its central square, scaled to 32 x 32 with antialiasing.
 
     Turned upright as its camera noted; what is transparent shows a grey of 128, which the networks see as zero.
-    Refuses what is larger than Pillow's limit against decompression bombs, 89 million pixels. A large JPEG is
-    decoded at a fraction of its size, which is quicker.
+    Refuses what is larger than Pillow's limit against decompression bombs, 89 million pixels, which take up to 1 GB.
+    A large JPEG is decoded at a fraction of its size, in a moment.
     """
     from PIL import Image, ImageOps
 
@@ -330,10 +330,11 @@ def eight_bits(image):
     from PIL import Image
 
     if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image) / 257).clip(0, 255).astype(np.uint8))
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
     if image.mode == "F":
         image = image.convert("L")
-    return image.convert("RGBA" if image.has_transparency_data else "RGB")
+    mode = "RGBA" if image.has_transparency_data else "RGB"
+    return image if image.mode == mode else image.convert(mode)  # which would copy it
 
 
 def square(image):

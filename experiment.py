@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from load_data import Data
 from options import Settings
-from runs import Run, UserError
+from runs import COLUMNS, Run, UserError, is_number, one_line
 from tracking import Tracking, chosen_tools
 from training import Diverged, Trainer, on_device
 
@@ -40,8 +40,8 @@ def run_experiment(options, build: Callable[[Settings, int], nn.Module],
             return evaluate_run(options, build, load, device)
         data = load(options.data_dir, options.synthetic)
         return train_all(options, lambda settings: build(settings, len(data.classes)), data, device, started)
-    except UserError as error:
-        print(f"{sys.argv[0]}: error: {error}", file=sys.stderr)
+    except (UserError, OSError) as error:
+        print(one_line(f"{sys.argv[0]}: error: {error}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last finished epoch", file=sys.stderr)
@@ -156,7 +156,7 @@ def train(run: Run, settings: Settings, build: Callable[[Settings], nn.Module], 
                   "seconds": round(sum(row["seconds"] for row in trainer.rows), 3)}
         tracking.finish(result)
         run.finish(result)
-    except UserError:
+    except (UserError, OSError):
         raise  # no fault of the run
     except Exception as error:  # recorded, so that the other runs go on
         reason = str(error) if isinstance(error, Diverged) else f"{type(error).__name__}: {error}"
@@ -179,13 +179,25 @@ def take_up(run: Run, new_trainer: Callable[[], Trainer], settings: Settings, da
         try:
             state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
             if state["identity"] != identity(settings, data):
-                print(f"{path} belongs to another experiment and is not used", file=sys.stderr)
+                print(one_line(f"{path} belongs to another experiment and is not used"), file=sys.stderr)
                 continue
+            refuse_odd_rows(state)
             trainer.load_state_dict(state)
-            return trainer
         except Exception as error:  # whatever the file holds instead of a checkpoint, it must not end the run
-            print(f"{path} is no usable checkpoint ({type(error).__name__}) and is not used", file=sys.stderr)
+            print(one_line(f"{path} is no usable checkpoint ({type(error).__name__}) and is not used"), file=sys.stderr)
+            continue
+        if path.name != "checkpoint.pt":
+            run.step_back()  # or the next one would push it out
+        return trainer
     return new_trainer()
+
+
+def refuse_odd_rows(state: dict) -> None:
+    rows = state["rows"]
+    if ([row["epoch"] for row in rows] != list(range(1, len(rows) + 1)) or state["best"] not in rows
+            or not all(tuple(row) == COLUMNS and all(map(is_number, row.values())) for row in rows)
+            or state["best_weights"].keys() != state["network"].keys()):
+        raise ValueError("not what was saved")
 
 
 def save_views(run: Run, trainer: Trainer, best_is_new: bool) -> None:

@@ -294,8 +294,8 @@ def learning_rates(view: View) -> str:
                     f"{'Without' if without else 'With'} batch normalization: {NOT_YET.lower()}" if not points else
                     "It learns at none.")
         text += [f"It diverges at {', '.join(failed)}."] if failed else []
-    return (f"{picture}\n\n{name}, {view.epochs} epochs, {view.seeds_text} ({view.data}). It learns where the validation "
-            f"loss comes below that of guessing, {GUESSING['val_loss']:.3f}. {' '.join(text)}")
+    return (f"{picture}\n\n{name}, {view.epochs} epochs, {view.seeds_text} ({view.data}). It learns where the "
+            f"validation loss comes below that of guessing, {GUESSING['val_loss']:.3f}. {' '.join(text)}")
 
 
 def confusion(topic: dict | None) -> str:

@@ -25,16 +25,23 @@ import io
 import json
 import os
 import socket
+import sys
 import time
 import zipfile
 from pathlib import Path
 
 COLUMNS = ("epoch", "train_loss", "train_acc", "val_loss", "val_acc", "test_loss", "test_acc", "seconds")
+RESULT = ("epochs", "best_epoch", "val_loss", "val_acc", "test_loss", "test_acc", "seconds")
 NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}
 
 
 class UserError(Exception):
     """What the user can mend, in one sentence; the program prints it and exits with code 2."""
+
+
+def one_line(text: str) -> str:
+    """Fit for one line of a terminal: names of files and folders can hold anything."""
+    return "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
 
 
 def write_file(path: Path, data: bytes) -> None:
@@ -72,6 +79,7 @@ def make_folder(path: Path) -> None:
 @contextlib.contextmanager
 def lock(path: Path, wait: bool = True):
     """Hold the lock file `path`; yields False, without it, if another process has it and `wait` is False.
+    Yields the open file otherwise.
 
     The system releases the lock when its holder dies. The file names the holder and goes when it is done.
     """
@@ -83,14 +91,24 @@ def lock(path: Path, wait: bool = True):
         yield False
         return
     with file:
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
-        file.flush()
+        with contextlib.suppress(OSError):  # on a full disk the lock holds all the same
+            file.truncate(0)
+            holder = f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}"
+            os.write(file.fileno(), holder.encode())
         try:
-            yield True
+            yield file
         finally:
             with contextlib.suppress(OSError):
-                path.unlink()
+                if is_same(file, path):
+                    path.unlink()
+
+
+def is_same(file, path: Path) -> bool:
+    """Whether an open file is still the one at `path`."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def _try_lock(path: Path):
@@ -99,7 +117,7 @@ def _try_lock(path: Path):
         file = open(path, "r+" if path.exists() else "a+")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+            if is_same(file, path):
                 _refuse_idle_locks(path)
                 return file
         except (BlockingIOError, FileNotFoundError):
@@ -148,6 +166,10 @@ def read_json(path: Path) -> dict | None:
     return value if isinstance(value, dict) else None
 
 
+def is_number(value) -> bool:
+    return isinstance(value, int | float) and abs(value) < 1e15
+
+
 def write_json(path: Path, value: dict) -> None:
     write_file(path, (json.dumps(value, indent=2) + "\n").encode())
 
@@ -158,9 +180,12 @@ class Run:
     def __init__(self, folder: Path):
         self.folder = folder
         self.name = folder.name
+        self.lock_file = None
 
+    @contextlib.contextmanager
     def hold(self):
-        return lock(self.folder / "lock", wait=False)
+        with lock(self.folder / "lock", wait=False) as self.lock_file:
+            yield bool(self.lock_file)
 
     def holder(self) -> str:
         """Who holds the lock, in words; empty if nobody does."""
@@ -172,14 +197,16 @@ class Run:
         return "another process"
 
     def config(self) -> dict | None:
-        return read_json(self.folder / "config.json")
+        config = read_json(self.folder / "config.json")
+        return config if config and isinstance(config.get("data"), dict) else None
 
     def result(self) -> dict | None:
         result = read_json(self.folder / "result.json")
-        return result if result and isinstance(result.get("epochs"), int) else None
+        return result if result and all(is_number(result.get(key)) for key in RESULT) else None
 
     def failure(self) -> dict | None:
-        return read_json(self.folder / "failed.json")
+        failure = read_json(self.folder / "failed.json")
+        return failure if failure and is_number(failure.get("time")) else None
 
     def finished(self, num_epochs: int) -> bool:
         result = self.result()
@@ -223,10 +250,17 @@ class Run:
                 if intact(data):
                     yield path, data
                 else:
-                    print(f"{path} is damaged and not used", flush=True)
+                    print(one_line(f"{path} is damaged and not used"), file=sys.stderr)
+
+    def step_back(self) -> None:
+        """Put the checkpoint before in the place of one that is missing or of no use."""
+        os.replace(self.folder / "checkpoint.previous.pt", self.folder / "checkpoint.pt")
 
     def save_checkpoint(self, data: bytes) -> None:
         path = self.folder / "checkpoint.pt"
+        if self.lock_file and not is_same(self.lock_file, self.folder / "lock"):
+            raise UserError(f"{self.folder / 'lock'} was removed, so another process may train this run; nothing more "
+                            "is written here, run the same command again")
         with contextlib.suppress(FileNotFoundError):
             os.replace(path, self.folder / "checkpoint.previous.pt")
         write_file(path, data)
@@ -249,9 +283,14 @@ class Run:
 
 
 def intact(data: bytes) -> bool:
-    """Whether bytes that torch.save wrote are whole: it writes a zip archive with a CRC-32 of every part."""
+    """Whether bytes that torch.save wrote are whole: it writes a zip archive with a CRC-32 of every part.
+
+    It never compresses, so what would take more room unpacked is refused unread.
+    """
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            return archive.testzip() is None
+            parts = archive.infolist()
+            stored = all(part.compress_type == zipfile.ZIP_STORED for part in parts)
+            return stored and sum(part.file_size for part in parts) <= len(data) and archive.testzip() is None
     except Exception:  # zipfile raises many kinds on damaged input; each one means damaged
         return False

@@ -88,11 +88,11 @@ def collect(runs_dir: Path, folder: Path = RESULTS) -> list[str]:
     runs alone, whatever the order in which they were collected.
     """
     known = {(record.network, record.name): record for record in read_results(folder)}
-    new = [record for record in read_runs(runs_dir) if record.result or record.failure]
-    new = [record for record in new if (record.network, record.name) not in known
+    ended = [record for record in read_runs(runs_dir) if record.result or record.failure]
+    new = [record for record in ended if (record.network, record.name) not in known
            or len(record.rows) >= len(known[record.network, record.name].rows)]
     theory = read_json(runs_dir / "theory.json")
-    if not new and theory is None:
+    if not ended and theory is None:
         raise UserError(f"no finished runs in {runs_dir}; ./run_grid.sh STUDY --runs_dir {runs_dir} makes them")
     known |= {(record.network, record.name): record for record in new}
     make_folder(folder)

@@ -1,0 +1,278 @@
+"""TensorBoard and Weights & Biases, with the real packages: what they get is read back."""
+
+import importlib.util
+import json
+import re
+import struct
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, run_main
+from in_process import main, only_run, untimed
+
+import tracking
+from runs import Run
+from tracking import CURVES, FINAL
+
+EVENTS = "events.out.tfevents.*"
+
+
+@pytest.fixture
+def train(image_folder, tmp_path):
+    """Trains an MLP in tmp_path/runs; returns its run."""
+    def run(*arguments, runs_dir=tmp_path / "runs") -> Run:
+        assert main("mlp", "--data_dir", image_folder, "--runs_dir", runs_dir, *arguments) == 0
+        return only_run(runs_dir, "mlp")
+    return run
+
+
+# TensorBoard
+
+
+def scalars_of(folder) -> dict[str, list[tuple]]:
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    events = event_accumulator.EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def hparams_view(runs_dir) -> list:
+    """The rows of the HPARAMS view, as TensorBoard's own plugin makes them."""
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing import data_provider, plugin_event_multiplexer
+    from tensorboard.context import RequestContext
+    from tensorboard.plugins.base_plugin import TBContext
+    from tensorboard.plugins.hparams import api_pb2, backend_context, list_session_groups
+
+    multiplexer = plugin_event_multiplexer.EventMultiplexer().AddRunsFromDirectory(str(runs_dir)).Reload()
+    provider = data_provider.MultiplexerDataProvider(multiplexer, str(runs_dir))
+    context = backend_context.Context(TBContext(data_provider=provider))
+    request = api_pb2.ListSessionGroupsRequest(slice_size=100, allowed_statuses=[
+        api_pb2.STATUS_SUCCESS, api_pb2.STATUS_RUNNING, api_pb2.STATUS_UNKNOWN, api_pb2.STATUS_FAILURE])
+    return list_session_groups.Handler(RequestContext(), context, "all", request).run().session_groups
+
+
+def assert_shown_in_tensorboard(run: Run) -> None:
+    rows, result, scalars = run.metrics(), run.result(), scalars_of(run.folder)
+    for column, curve in CURVES.items():
+        assert scalars[curve] == [(row["epoch"], pytest.approx(row[column])) for row in rows]
+    for key in FINAL:
+        assert scalars[f"best/{key}"] == [(result["best_epoch"], pytest.approx(result[key]))]
+    assert set(scalars) == {*CURVES.values(), *(f"best/{key}" for key in FINAL)}
+
+
+def test_tensorboard_has_curves_settings_and_final_metrics(train, tmp_path):
+    pytest.importorskip("tensorboard")
+    run = train("--num_epochs", 3, "--tensorboard", "--drop_rate", 0.4)
+    assert_shown_in_tensorboard(run)
+    assert [path.name for path in run.folder.iterdir() if path.is_dir()] == []
+    row, = hparams_view(tmp_path / "runs")
+    assert row.hparams["drop_rate"].number_value == 0.4
+    assert row.hparams["batch_size"].number_value == 32
+    assert row.hparams["hidden_size"].number_value == 100
+    assert row.hparams["schedule"].string_value == "constant"
+    assert not row.hparams["without_BatchNorm"].bool_value
+    assert {metric.name.tag: metric.value for metric in row.metric_values} == {
+        f"best/{key}": pytest.approx(run.result()[key]) for key in FINAL}
+    session, = row.sessions
+    assert session.name == f"mlp/{run.name}"
+
+
+def test_a_run_that_goes_on_has_each_epoch_once_in_tensorboard(train):
+    pytest.importorskip("tensorboard")
+    for epochs in (1, 3):
+        run = train("--num_epochs", epochs, "--tensorboard")
+    assert len(run.metrics()) == 3
+    assert_shown_in_tensorboard(run)
+    assert len(list(run.folder.glob(EVENTS))) == 1
+
+
+def test_both_networks_share_one_hparams_view(image_folder, tmp_path):
+    pytest.importorskip("tensorboard")
+    for network in ("mlp", "cnn"):
+        assert main(network, "--data_dir", image_folder, "--runs_dir", tmp_path, "--num_epochs", 1, "--tensorboard",
+                    "--batch_size", 120) == 0
+    mlp, cnn = sorted(hparams_view(tmp_path), key=lambda row: row.hparams["network"].string_value, reverse=True)
+    assert mlp.hparams["hidden_size"].number_value == 100
+    assert "hidden_size" not in cnn.hparams
+    assert cnn.hparams["dropout_type"].string_value == "2d"
+
+
+# Weights & Biases
+
+
+def records_of(run: Run) -> list:
+    """Every record of the run's one offline log: after 7 bytes blocks of 32 KiB of (checksum, length, kind, part)."""
+    pytest.importorskip("wandb")
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    path, = run.folder.glob("wandb/offline-run-*/*.wandb")
+    data, position, parts, records = path.read_bytes(), 7, b"", []
+    while position + 7 <= len(data):
+        _, length, kind = struct.unpack_from("<IHB", data, position)
+        if not kind:  # the rest of the block is empty
+            position = (position // 32768 + 1) * 32768
+            continue
+        parts += data[position + 7:position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # whole, or its last part
+            records.append(Record.FromString(parts))
+            parts = b""
+    return records
+
+
+def assert_shown_in_wandb(run: Run) -> None:
+    records = records_of(run)
+    history = [{item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}
+               for record in records if record.HasField("history")]
+    rows = [{"_step": row["epoch"], **{curve: row[column] for column, curve in CURVES.items()}}
+            for row in run.metrics()]
+    assert [{key: record[key] for key in rows[0]} for record in history] == rows
+    summary = {item.key: json.loads(item.value_json) for record in records if record.HasField("summary")
+               for item in record.summary.update if item.key}
+    for key in (*FINAL, "best_epoch"):
+        assert summary[f"best/{key}"] == run.result()[key]
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_API_KEY", "")
+
+
+def test_wandb_has_the_same_and_a_run_that_goes_on_has_each_epoch_once(train, offline):
+    run = train("--num_epochs", 1, "--wandb")
+    assert_shown_in_wandb(run)
+    name = tracking.identity(run.folder / "wandb" / "id")
+    run = train("--num_epochs", 3, "--wandb")
+    assert_shown_in_wandb(run)
+    record = next(record.run for record in records_of(run) if record.HasField("run"))
+    assert (record.run_id, record.display_name, record.run_group) == (name, run.name, "mlp")
+    settings = {item.key: json.loads(item.value_json) for item in record.config.update}
+    assert settings["batch_size"] == 32
+    assert settings["num_epochs"] == 3
+
+
+def test_wandb_is_offline_without_a_key_and_writes_to_the_runs_folder_alone(image_folder, tmp_path):
+    pytest.importorskip("wandb")
+    environment = {"HOME": str(tmp_path), "WANDB_API_KEY": "", "WANDB_CONFIG_DIR": str(tmp_path / "config"),
+                   "WANDB_CACHE_DIR": str(tmp_path / "cache")}
+    place = tmp_path / "elsewhere"
+    place.mkdir()
+    done = run_main("mlp", "--data_dir", image_folder, "--runs_dir", tmp_path / "runs", "--batch_size", 32,
+                    "--num_epochs", 1, "--wandb", env=environment, cwd=place)
+    assert done.returncode == 0, done.stderr
+    assert_shown_in_wandb(only_run(tmp_path / "runs", "mlp"))
+    assert not list(place.iterdir())
+    assert "wandb" not in done.stdout + done.stderr
+
+
+def test_where_wandb_logs(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for variable in ("WANDB_MODE", "WANDB_API_KEY", "NETRC"):
+        monkeypatch.delenv(variable, raising=False)
+    assert tracking.mode() == "offline"
+    monkeypatch.setenv("WANDB_API_KEY", "a key")
+    assert tracking.mode() == "online"
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert tracking.mode() == "disabled"
+
+
+# Both
+
+
+def test_tracking_changes_no_number(train, offline, tmp_path):
+    pytest.importorskip("tensorboard")
+    plain = train("--num_epochs", 2, runs_dir=tmp_path / "plain")
+    tracked = train("--num_epochs", 2, "--tensorboard", "--wandb", runs_dir=tmp_path / "tracked")
+    assert untimed(plain.metrics()) == untimed(tracked.metrics())
+    assert (plain.folder / "best.pt").stat().st_size == (tracked.folder / "best.pt").stat().st_size
+    assert plain.config() == tracked.config()
+
+
+def test_finished_runs_are_exported_afterwards(image_folder, tmp_path, offline):
+    pytest.importorskip("tensorboard")
+    assert main("mlp", "--data_dir", image_folder, "--runs_dir", tmp_path, "--num_epochs", 2,
+                "--drop_rate", 0, 0.2, 0.4) == 0
+    runs = [Run(folder) for folder in sorted((tmp_path / "mlp").iterdir())]
+    (runs[0].folder / "result.json").unlink()  # as if it was stopped
+    for _ in range(2):  # again, it is the same
+        done = export(tmp_path, "--tensorboard", "--wandb")
+        assert done.returncode == 0, done.stderr
+        assert "3 of 3 runs exported" in done.stdout
+        for run in runs[1:]:
+            assert_shown_in_tensorboard(run)
+            assert_shown_in_wandb(run)
+    assert [step for step, _ in scalars_of(runs[0].folder)["loss/val"]] == [1, 2]
+    assert len(hparams_view(tmp_path)) == 3
+    with runs[0].hold():
+        done = export(tmp_path / "mlp", "--tensorboard")
+    assert done.returncode == 1
+    assert f"not {runs[0].name}: it is being trained" in done.stdout
+
+
+def export(*arguments) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, ROOT / "tracking.py", *arguments], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["empty", "--tensorboard"], "empty has no runs"), (["empty"], "give --tensorboard, --wandb or both"),
+    ([], "RUNS_DIR")])
+def test_wrong_exports_are_one_line(arguments, message, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["tracking.py", *arguments])
+    monkeypatch.setattr(tracking, "chosen_tools", lambda options: [])
+    try:
+        code = tracking.main()
+    except SystemExit as end:
+        code = end.code
+    error = capsys.readouterr().err
+    assert code == 2
+    assert message in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("package", tracking.TOOLS)
+def test_a_missing_package_is_told_before_any_work(package, image_folder, tmp_path, monkeypatch, capsys):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find(name))
+    assert main("mlp", "--data_dir", image_folder, "--runs_dir", tmp_path / "runs", f"--{package}") == 2
+    assert re.fullmatch(rf".*: error: argument --{package}: {package} is not installed; pip install {package}, or "
+                        r"pip install -r requirements-extra.txt\n", capsys.readouterr().err)
+    assert not (tmp_path / "runs").exists()
+    assert main("mlp", "--data_dir", image_folder, "--runs_dir", tmp_path / "runs", "--num_epochs", 1) == 0
+
+
+def test_a_folder_of_the_packages_name_is_not_the_package(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: importlib.machinery.ModuleSpec(name, None))
+    assert main("mlp", "--runs_dir", tmp_path, "--wandb") == 2
+    assert "wandb is not installed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("when", ("__init__", "epoch", "finish", "close"))
+def test_a_tool_that_fails_does_not_end_the_run(when, train, monkeypatch, capsys):
+    class Tool:
+        package = "tensorboard"
+
+        def __init__(self, folder, config, rows):
+            self.fail_at("__init__")
+
+        def fail_at(self, name):
+            if name == when:
+                raise OSError("the disk is full")
+
+        def epoch(self, row):
+            self.fail_at("epoch")
+
+        def finish(self, result):
+            self.fail_at("finish")
+
+        def close(self):
+            self.fail_at("close")
+
+    monkeypatch.setitem(tracking.TOOLS, "tensorboard", Tool)
+    spec = importlib.machinery.ModuleSpec("tensorboard", None, origin="here")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
+    run = train("--num_epochs", 2, "--tensorboard")
+    assert run.finished(2)
+    assert capsys.readouterr().err.count(f"{run.name}: no more for tensorboard (OSError: the disk is full)") == 1
