@@ -15,6 +15,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
+from PIL import Image
 
 from runs import make_folder, write_file
 from studies import DROP_RATES, LEARNING_RATES, NETWORKS, SWEEP, Source, View
@@ -44,13 +45,20 @@ def draw_all(views: dict[str, View], source: Source, folder: Path, kind: str = "
     paths = []
     for name, draw in catalogue(views, source).items():
         figure.clear()
-        figure.set_size_inches(8, 4.5)
+        figure.set_size_inches(8.4, 4.6)
         draw(figure)
         picture = io.BytesIO()
-        figure.savefig(picture, format=kind, dpi=150, metadata=METADATA[kind])
+        figure.savefig(picture, format=kind, dpi=170, metadata=METADATA[kind])
         paths.append(folder / f"{name}.{kind}")
-        write_file(paths[-1], picture.getvalue())
+        write_file(paths[-1], with_palette(picture) if kind == "png" else picture.getvalue())
     return paths
+
+
+def with_palette(picture: io.BytesIO) -> bytes:
+    """The PNG with 256 colours at most: a third of its size."""
+    small = io.BytesIO()
+    Image.open(picture).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(small, "png", optimize=True)
+    return small.getvalue()
 
 
 def catalogue(views: dict[str, View], source: Source) -> dict[str, Callable[[Figure], None]]:
@@ -118,13 +126,13 @@ def curves(figure: Figure, view: View, split: str, quantity: str) -> None:
     if not view.curves:
         nothing(figure, title, view.study.command)
         return
-    axes = figure.add_axes((0.075, 0.175, 0.625, 0.745))
+    axes = figure.add_axes((0.073, 0.175, 0.607, 0.745))
     shown = list(view.curves.values())[:SHOWN]
     for i, curve in reversed(list(enumerate(shown))):
         colour, dash = style(view, i)
         values = factor * curve.values(f"{split}_{quantity}")
         epochs, mean = np.arange(1, curve.epochs + 1), values.mean(0)
-        label = curve.label + (f"  ({len(curve.runs)} seeds)" if len(view.seeds) > 1 else "")
+        label = curve.label + (f" ({len(curve.runs)})" if len(view.seeds) > 1 else "")
         axes.plot(epochs, mean, color=colour, ls=dash, lw=1.3 if i else 2.6, label=label, zorder=3 - i / SHOWN,
                   marker="o" if curve.epochs == 1 else None)
         if len(values) > 1:
@@ -137,8 +145,8 @@ def curves(figure: Figure, view: View, split: str, quantity: str) -> None:
     handles, labels = axes.get_legend_handles_labels()
     head = "lowest validation loss first"
     if max(view.seeds) > 1:
-        head += f"\nmean ± 1 sd of {f'{view.seeds[0]} seeds' if len(view.seeds) == 1 else 'the seeds'}"
-    legend = figure.legend(handles[::-1], labels[::-1], loc="upper left", bbox_to_anchor=(0.705, 0.93), title=head,
+        head += f"\nmean ± 1 sd of {view.seeds[0]} seeds" if len(view.seeds) == 1 else "\nmean ± 1 sd (of so many seeds)"
+    legend = figure.legend(handles[::-1], labels[::-1], loc="upper left", bbox_to_anchor=(0.683, 0.935), title=head,
                            fontsize=8.5, title_fontsize=8, alignment="left", handlelength=3.6, labelspacing=0.55)
     legend.get_texts()[0].set_fontweight("bold")
     ranking = f"the {len(shown)} best of {len(view.curves)} settings by lowest validation loss over the epochs"

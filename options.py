@@ -88,25 +88,28 @@ def name_of_file(text: str) -> str:
     return text
 
 
-# Whole numbers are part of a run's name, which a folder must be able to have.
-LARGEST = 10 ** 50
-POSITIVE = number(int, "a whole number, 1 or more (and below 10**50)", lambda value: 1 <= value < LARGEST)
+LARGEST = 10 ** 50  # whole numbers are part of a run's name, which a folder must be able to have
+
+
+def positive():
+    return number(int, "a whole number, 1 or more (and below 10**50)", lambda value: 1 <= value < LARGEST)
+
+
 SEED = number(int, "a whole number, 0 or more (and below 10**50)", lambda value: 0 <= value < LARGEST)
 LEARNING_RATE = number(float, "a finite number above 0", lambda value: 0 < value < math.inf)
-DROP_RATE = number(lambda text: float(text) + 0.0, "a number from 0 to below 1", lambda value: 0 <= value < 1)  # no -0.0
+DROP_RATE = number(lambda text: float(text) + 0.0,  # -0.0 becomes 0.0, as one experiment has one name
+                   "a number from 0 to below 1", lambda value: 0 <= value < 1)
 HIDDEN_SIZE = number(int, "a whole number from 1 to 65536", lambda value: 1 <= value <= 65536)
 FILE = number(lambda text: Path(name_of_file(text)), "the name of a file", lambda path: True)
 RUN = number(name_of_file, "the folder or the name of a run", lambda name: True)
-DATA_DIR = number(lambda text: Path(name_of_file(text)), "a folder, or where one can be made",
-                  lambda path: path.is_dir() or not path.exists())
-RUNS_DIR = number(lambda text: Path(name_of_file(text)), "a folder to write in, or where one can be made",
-                  lambda path: can_write_in(path))
+FOLDER = number(lambda text: Path(name_of_file(text)), "a folder, or where one can be made",
+                lambda path: path.is_dir() or not os.path.lexists(path))
 
 
 def can_write_in(folder: Path) -> bool:
     """Whether the folder, or the nearest one above it that exists, is one to write in."""
-    there = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
-    return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    return os.access(there, os.W_OK | os.X_OK)
 
 
 def build_parser(network: str, description: str, batch_size: int, learning_rate: float, drop_rate: float,
@@ -135,14 +138,14 @@ exit code: 0 all runs finished, 1 a run failed (its loss was no longer finite), 
 
     run = parser.add_argument_group("the experiment")
     several = {"nargs": "+", "metavar": "X"}
-    run.add_argument("--batch_size", type=POSITIVE, default=[batch_size],
+    run.add_argument("--batch_size", type=positive(), default=[batch_size],
                      help=f"images per step, default {batch_size}", **several)
     run.add_argument("--learning_rate", type=LEARNING_RATE, default=[learning_rate],
                      help=f"of Adam, default {learning_rate}", **several)
     run.add_argument("--drop_rate", type=DROP_RATE, default=[drop_rate],
                      help=f"probability of dropping a value (or map), default {drop_rate}", **several)
     run.add_argument("--seed", type=SEED, default=[0], help="of all random numbers, default 0", **several)
-    run.add_argument("--num_epochs", type=POSITIVE, default=num_epochs, metavar="N",
+    run.add_argument("--num_epochs", type=positive(), default=num_epochs, metavar="N",
                      help=f"passes over the training set, default {num_epochs}; a finished run that is asked for more "
                           "goes on")
     run.add_argument("--without_BatchNorm", action="store_true", help="leave batch normalization out")
@@ -151,7 +154,8 @@ exit code: 0 all runs finished, 1 a run failed (its loss was no longer finite), 
         run.add_argument("--dropout_type", choices=("1d", "2d"), default="2d",
                          help="1d drops single activations, 2d (default) whole feature maps")
     else:
-        run.add_argument("--hidden_size", type=HIDDEN_SIZE, default=100, metavar="N", help="units of the hidden layer, default 100")
+        run.add_argument("--hidden_size", type=HIDDEN_SIZE, default=100, metavar="N",
+                         help="units of the hidden layer, default 100")
     run.add_argument("--augment", action="store_true", help="train on random crops (padding 4) and horizontal flips")
     run.add_argument("--schedule", choices=("constant", "cosine", "onecycle"), default="constant",
                      help="of the learning rate: constant (default), cosine from its value down to 0, onecycle up from "
@@ -159,11 +163,11 @@ exit code: 0 all runs finished, 1 a run failed (its loss was no longer finite), 
 
     place = parser.add_argument_group("where and how")
     data = place.add_mutually_exclusive_group()
-    data.add_argument("--data_dir", type=DATA_DIR, default=ROOT / "data", metavar="DIR",
+    data.add_argument("--data_dir", type=FOLDER, default=ROOT / "data", metavar="DIR",
                       help="CIFAR-10 (downloaded if missing), or an image folder with train/CLASS/ and test/CLASS/; "
                            "default: data/ of this repository")
     data.add_argument("--synthetic", action="store_true", help="a built-in generated data set, for a first look")
-    place.add_argument("--runs_dir", type=RUNS_DIR, default=ROOT / "runs", metavar="DIR",
+    place.add_argument("--runs_dir", type=FOLDER, default=ROOT / "runs", metavar="DIR",
                        help="where runs land; default: runs/ of this repository")
     place.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto",
                        help="auto (default) takes a GPU if there is one")
@@ -182,12 +186,12 @@ exit code: 0 all runs finished, 1 a run failed (its loss was no longer finite), 
 
     other = parser.add_argument_group("instead of training")
     either = other.add_mutually_exclusive_group()
-    either.add_argument("--dry-run", action="store_true", 
+    either.add_argument("--dry-run", action="store_true",
                         help="print the folder and the epochs of every run, and do nothing")
     either.add_argument("--evaluate", type=RUN, metavar="RUN",
-                        help="print how a run's best weights do on the test set: loss, accuracy, accuracy per class and "
-                             "confusion matrix; RUN is a folder or a name, in which parts at the end that are at their "
-                             "defaults may be missing. Leaves evaluation.json and mistakes.png, the surest wrong "
+                        help="print how a run's best weights do on the test set: loss, accuracy, accuracy per class "
+                             "and confusion matrix; RUN is a folder or a name, in which parts at the end that are at "
+                             "their defaults may be missing. Leaves evaluation.json and mistakes.png, the surest wrong "
                              "answers, in the run's folder")
     other.add_argument("--predict", nargs="+", type=FILE, metavar="IMAGE",
                        help="with --evaluate RUN: print the three likeliest classes of your own pictures, of any size "
@@ -206,6 +210,8 @@ def parse_command_line(network: str, description: str, arguments: list[str] | No
     options.network = network
     if options.predict and options.evaluate is None:
         parser.error("argument --predict: needs --evaluate RUN, the run whose network shall predict")
+    if options.evaluate is None and not options.dry_run and not can_write_in(options.runs_dir):
+        parser.error(f"argument --runs_dir: {str(options.runs_dir)!r} is not allowed, it must be a folder to write in")
     if network == "mlp" and 1 in options.batch_size and not options.without_BatchNorm:
         parser.error("argument --batch_size: 1 is not allowed with BatchNorm1d, which needs two samples to have a "
                      "variance; take 2 or more, or --without_BatchNorm")

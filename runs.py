@@ -114,7 +114,7 @@ def is_same(file, path: Path) -> bool:
 def _try_lock(path: Path):
     make_folder(path.parent)
     try:
-        file = open(path, "r+" if path.exists() else "a+")
+        file = open(path, "r+" if path.exists() else "a+")  # noqa: SIM115
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if is_same(file, path):

@@ -196,7 +196,7 @@ def _studies() -> dict[str, Study]:
                              {label: _plain(label) + end for label in labels}, splits=("train", "val", "test")))
         base = {"mlp": "1024_0.001_0.2", "cnn": "128_0.001_0.2"}[network]
         studies.append(Study(f"{name}_ablation", network, "./run_grid.sh ablation",
-                             f"{name} with (False) and without (True) batch normalization, dropout",
+                             f"{name}, ablation",
                              {f"{base}_{flag}": f"{base}_{flag}{end}" for flag in flags}))
         studies.append(Study(f"{name}_learning_rates", network, f"python theory.py rates --network {network}",
                              f"{name}: learning rate",

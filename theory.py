@@ -30,7 +30,7 @@ from evaluation import read_run, restore
 from layers import BatchNorm, Dropout
 from load_data import Data, load_cifar_2d, load_cifar_4d, normalize
 from mlp.model import MLP
-from options import ROOT, Parser, positive
+from options import ROOT, Parser, number
 from runs import Run, UserError
 from studies import NETWORKS, SWEEP, data_name, read_runs, write_theory
 from training import EVALUATION_BATCH, on_device
@@ -50,7 +50,8 @@ def main() -> int:
     parser.add_argument("--data_dir", type=Path, default=ROOT / "data", metavar="DIR", help="what they learned from")
     parser.add_argument("--synthetic", action="store_true", help="they learned from the generated set")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
-    parser.add_argument("--num_epochs", type=positive(), default=5, metavar="N", help="of `rates`, default 5")
+    parser.add_argument("--num_epochs", type=number(int, "a whole number, 1 or more", lambda value: value >= 1),
+                        default=5, metavar="N", help="of `rates`, default 5")
     options = parser.parse_args()
     if unknown := [topic for topic in options.topics if topic not in (*TOPICS, "rates")]:
         parser.error(f"argument TOPIC: {unknown[0]!r} is not allowed, it must be one of {', '.join(TOPICS)}, rates")

@@ -191,29 +191,27 @@ def test_tracking_changes_no_number(train, offline, tmp_path):
     assert plain.config() == tracked.config()
 
 
-def test_finished_runs_are_exported_afterwards(image_folder, tmp_path, offline):
+def test_finished_runs_are_exported_afterwards(image_folder, tmp_path, offline, monkeypatch, capsys):
     pytest.importorskip("tensorboard")
     assert main("mlp", "--data_dir", image_folder, "--runs_dir", tmp_path, "--num_epochs", 2,
                 "--drop_rate", 0, 0.2, 0.4) == 0
     runs = [Run(folder) for folder in sorted((tmp_path / "mlp").iterdir())]
     (runs[0].folder / "result.json").unlink()  # as if it was stopped
-    for _ in range(2):  # again, it is the same
-        done = export(tmp_path, "--tensorboard", "--wandb")
-        assert done.returncode == 0, done.stderr
-        assert "3 of 3 runs exported" in done.stdout
+    arguments = [str(ROOT / "tracking.py"), str(tmp_path), "--tensorboard", "--wandb"]
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "3 of 3 runs exported" in done.stdout
+    monkeypatch.setattr(sys, "argv", arguments)
+    for _ in range(2):  # exported again, it is the same
         for run in runs[1:]:
             assert_shown_in_tensorboard(run)
             assert_shown_in_wandb(run)
+        assert tracking.main() == 0
     assert [step for step, _ in scalars_of(runs[0].folder)["loss/val"]] == [1, 2]
     assert len(hparams_view(tmp_path)) == 3
     with runs[0].hold():
-        done = export(tmp_path / "mlp", "--tensorboard")
-    assert done.returncode == 1
-    assert f"not {runs[0].name}: it is being trained" in done.stdout
-
-
-def export(*arguments) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, ROOT / "tracking.py", *arguments], capture_output=True, text=True)
+        assert tracking.main() == 1
+    assert f"not {runs[0].name}: it is being trained" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
