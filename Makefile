@@ -16,7 +16,7 @@ train: $(VENV)/installed
 	$(VENV)/bin/python quickstart.py $(if $(DATA),--data_dir "$(DATA)")
 
 test: $(VENV)/installed-tests
-	$(VENV)/bin/python -m pytest $(TESTS)
+	$(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile $(TESTS)
 
 lint: $(VENV)/installed-tests
 	$(VENV)/bin/ruff check .

@@ -304,7 +304,7 @@ def read_picture(path: Path) -> np.ndarray:
     Refuses what is larger than Pillow's limit against decompression bombs, 89 million pixels, which take up to 1 GB.
     A large JPEG is decoded at a fraction of its size, in a moment.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     Image.init()
     formats = [name for name in Image.OPEN if name != "EPS"]  # for EPS Pillow would run Ghostscript
@@ -319,6 +319,9 @@ def read_picture(path: Path) -> np.ndarray:
                 small = ImageOps.exif_transpose(square(eight_bits(image)).convert("RGBA"))
                 grey = Image.new("RGBA", small.size, (128, 128, 128, 255))
                 return np.asarray(Image.alpha_composite(grey, small).convert("RGB")).transpose(2, 0, 1)
+    except UnidentifiedImageError as error:
+        raise UserError(f"argument --predict: {shown(str(path))} cannot be read as a picture (it is in no format that "
+                        "is known here)") from error
     except Exception as error:  # decoders raise many kinds on damaged bytes; each one means unreadable
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise UserError(f"argument --predict: {shown(str(path))} cannot be read as a picture "

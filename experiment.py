@@ -30,7 +30,7 @@ def run_experiment(options, build: Callable[[Settings, int], nn.Module],
                    load: Callable[[Path, bool], Data]) -> int:
     """Do what the command line says; returns the exit code."""
     try:
-        started = time.time()
+        started = float(os.environ.get("RETRY_BEFORE", time.time()))  # run_grid.sh: when it was called
         chosen_tools(options)  # one that is missing is told before any work
         device = choose_device(options.device)
         keep_freed_memory()

@@ -33,7 +33,7 @@ STYLES = [(BLACK, "-"), (ORANGE, (0, (5, 1.2))), (SKY, "-"), (BLUE, (0, (1.2, 1)
           (BLUE, (0, (6, 1.5, 1.2, 1.5, 1.2, 1.5))), (ORANGE, (0, (3, 3)))]
 SPLITS = {"train": "training", "val": "validation", "test": "test"}
 QUANTITIES = {"acc": ("accuracy", "accuracy (%)", 100), "loss": ("loss", "loss, cross entropy (nats)", 1)}
-METADATA = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
+DPI = 170
 SHOWN = 10  # curves in a figure
 GUESSING = {"val_acc": 0.1, "val_loss": math.log(10)}  # ten classes
 
@@ -48,17 +48,22 @@ def draw_all(views: dict[str, View], source: Source, folder: Path, kind: str = "
         figure.set_size_inches(8.4, 4.6)
         draw(figure)
         picture = io.BytesIO()
-        figure.savefig(picture, format=kind, dpi=170, metadata=METADATA[kind])
+        if kind == "png":
+            figure.savefig(picture, format="rgba", dpi=DPI)
+            size = [round(inches * DPI) for inches in figure.get_size_inches()]
+            picture = with_palette(Image.frombytes("RGBA", size, picture.getvalue()))
+        else:
+            figure.savefig(picture, format=kind, metadata={"svg": {"Date": None}, "pdf": {"CreationDate": None}}[kind])
         paths.append(folder / f"{name}.{kind}")
-        write_file(paths[-1], with_palette(picture) if kind == "png" else picture.getvalue())
+        write_file(paths[-1], picture.getvalue())
     return paths
 
 
-def with_palette(picture: io.BytesIO) -> bytes:
-    """The PNG with 256 colours at most: a third of its size."""
-    small = io.BytesIO()
-    Image.open(picture).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(small, "png", optimize=True)
-    return small.getvalue()
+def with_palette(picture: Image.Image) -> io.BytesIO:
+    """As PNG with 256 colours at most, which takes a third of the space."""
+    file = io.BytesIO()
+    picture.convert("RGB").quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(file, "png")
+    return file
 
 
 def catalogue(views: dict[str, View], source: Source) -> dict[str, Callable[[Figure], None]]:
@@ -132,7 +137,7 @@ def curves(figure: Figure, view: View, split: str, quantity: str) -> None:
         colour, dash = style(view, i)
         values = factor * curve.values(f"{split}_{quantity}")
         epochs, mean = np.arange(1, curve.epochs + 1), values.mean(0)
-        label = curve.label + (f" ({len(curve.runs)})" if len(view.seeds) > 1 else "")
+        label = curve.label + (f" (n = {len(curve.runs)})" if len(view.seeds) > 1 else "")
         axes.plot(epochs, mean, color=colour, ls=dash, lw=1.3 if i else 2.6, label=label, zorder=3 - i / SHOWN,
                   marker="o" if curve.epochs == 1 else None)
         if len(values) > 1:
@@ -145,7 +150,7 @@ def curves(figure: Figure, view: View, split: str, quantity: str) -> None:
     handles, labels = axes.get_legend_handles_labels()
     head = "lowest validation loss first"
     if max(view.seeds) > 1:
-        head += f"\nmean ± 1 sd of {view.seeds[0]} seeds" if len(view.seeds) == 1 else "\nmean ± 1 sd (of so many seeds)"
+        head += f"\nmean ± 1 sd of {view.seeds[0]} seeds" if len(view.seeds) == 1 else "\nmean ± 1 sd (over n seeds)"
     legend = figure.legend(handles[::-1], labels[::-1], loc="upper left", bbox_to_anchor=(0.683, 0.935), title=head,
                            fontsize=8.5, title_fontsize=8, alignment="left", handlelength=3.6, labelspacing=0.55)
     legend.get_texts()[0].set_fontweight("bold")

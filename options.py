@@ -174,7 +174,6 @@ exit code: 0 all runs finished, 1 a run failed (its loss was no longer finite), 
     place.add_argument("--precision", choices=("fp32", "bf16"), default="fp32",
                        help="bf16: mixed precision, for hardware that has it; default fp32")
     place.add_argument("--compile", action="store_true", help="torch.compile the network")
-
     place.add_argument("--retry", action="store_true", help="train runs again that have failed")
 
     show = parser.add_argument_group("live curves (optional: pip install -r requirements-extra.txt)")

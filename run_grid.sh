@@ -66,7 +66,9 @@ study() {
 }
 
 main() {  # one call of main.py; a failed run (exit code 1) does not keep the others from being trained
-  "$PYTHON" "$repo/$1/main.py" "${@:2}" || [[ $? == 1 ]] || exit 2
+  local code=0
+  "$PYTHON" "$repo/$1/main.py" "${@:2}" || code=$?
+  ((code <= 1)) || exit $code
 }
 
 worker() { for name in "${studies[@]}"; do study "$name" "${flags[@]}"; done; }
@@ -100,13 +102,19 @@ case $mode in
 esac
 
 cores=${SLURM_CPUS_PER_TASK:-$(getconf _NPROCESSORS_ONLN)}
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > workers ? cores / workers : 1))}
+now=${EPOCHREALTIME:-$(date +%s)}
+RETRY_BEFORE=$(LC_ALL=C; echo "${EPOCHREALTIME:-$(date +%s)}")  # --retry is for runs that failed before this call
+OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > workers ? cores / workers : 1))}
+export RETRY_BEFORE OMP_NUM_THREADS
 if [[ -n ${SLURM_JOB_ID:-} ]]; then  # the other tasks are the other workers
   worker
   status --outcome
   exit
 fi
-if [[ " ${flags[*]} " != *" --retry "* ]] && status --outcome 2>/dev/null; then exit; fi
+if [[ " ${flags[*]} " != *" --retry "* ]] && outcome=$(status --outcome 2>/dev/null); then
+  echo "$outcome"
+  exit
+fi
 
 first=${plan%%$'\n'*}
 logs=$(dirname "$(dirname "$first")")/logs
@@ -131,15 +139,19 @@ watch=$!
 trap 'stop 130' INT
 trap 'stop 143' TERM
 
-code=0
+errors=''
 for k in "${!pids[@]}"; do
-  wait "${pids[k]}" && worker_code=0 || worker_code=$?
-  if ((worker_code == 2)); then
-    tail -n 1 "$logs/$(hostname)-$$-$k.log" >&2
-    code=2
+  wait "${pids[k]}" 2>/dev/null && continue || code=$?
+  if ((code == 2)); then
+    errors+=$(tail -n 1 "$logs/$(hostname)-$$-$k.log")$'\n'
+  else
+    echo "run_grid.sh: a worker was ended by signal $((code - 128)); the others took over, or the same call goes on" >&2
   fi
 done
 kill -TERM -- "-$watch" 2>/dev/null || true
 wait "$watch" 2>/dev/null || true
-((code == 0)) || exit $code
+if [[ -n $errors ]]; then
+  sort -u <<<"${errors%$'\n'}" >&2
+  exit 2
+fi
 status --outcome

@@ -56,14 +56,15 @@ class Record:
 
     @property
     def num_epochs(self) -> int:
-        return self.config.get("num_epochs") or len(self.rows)
+        epochs = self.config.get("num_epochs")
+        return epochs if isinstance(epochs, int) else len(self.rows)
 
 
 def read_runs(folder: Path) -> list[Record]:
     """The runs in a RUNS_DIR, finished or not."""
     runs = [(network, Run(path)) for network in NETWORKS for path in sorted((folder / network).glob("*_seed*"))]
     return [Record(network, run.name, config, run.metrics(), run.result(), run.failure())
-            for network, run in runs if (config := run.config()) is not None]
+            for network, run in runs if isinstance((config := run.config() or {}).get("data"), dict)]
 
 
 def read_results(folder: Path = RESULTS) -> list[Record]:

@@ -59,7 +59,7 @@ def fabricate(network, settings, seeds=(0,), epochs=8, asked=None, level=None, *
         settled = {"network": network, "batch_size": int(batch_size), "num_epochs": asked or epochs,
                    "data": {"source": "image folder", "fingerprint": "00"}, "device": "cpu", "processor": "x86_64",
                    "threads": 1, "versions": {"torch": "0"}, **config}
-        result = {"epochs": epochs, "best_epoch": epochs} if asked in (None, epochs) else None
+        result = {"epochs": epochs, **summary(rows), "seconds": 9.0} if asked in (None, epochs) else None
         records.append(Record(network, name, settled, rows, result))
     return records
 
@@ -262,6 +262,12 @@ def test_runs_that_went_on_are_cut():
     assert views["dropout"].curves["128_0.001_0.2"].values("val_acc").shape == (1, 50)
 
 
+def test_a_seed_that_is_still_going_waits():
+    settings = all_settings("batchsize")
+    views, _ = look_at(fabricate("mlp", settings) + fabricate("mlp", settings, (1,), epochs=3, asked=8))
+    assert views["batchsize"].seeds == [1] and views["batchsize"].epochs == 8
+
+
 SYNTHETIC = {"synthetic": True, "data": {"source": "synthetic", "fingerprint": "11"}}
 
 
@@ -450,6 +456,22 @@ def test_code_is_quoted_as_it_is():
 
 
 # theory.py
+
+
+def test_bagging_is_an_identity_on_the_same_images():
+    import torch
+
+    from load_data import Data, Split
+    from mlp.model import MLP
+    from theory import bagging
+
+    torch.manual_seed(0)
+    split = Split(torch.randint(0, 256, (60, 3072), dtype=torch.uint8), torch.arange(60) % 10)
+    with torch.inference_mode():
+        result = bagging([MLP(drop_rate=0.5).eval() for _ in range(3)], Data(split, split, split, range(10), "", ""))
+    assert result["measured"] == pytest.approx(result["predicted"], rel=1e-5)
+    assert result["measured"][0] > result["measured"][1] > result["measured"][2] > result["covariance"]
+    assert result["masked"][0] > result["masked"][-1]
 
 
 def test_theory_of_tiny_networks(image_folder, tmp_path):

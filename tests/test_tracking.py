@@ -36,20 +36,22 @@ def scalars_of(folder) -> dict[str, list[tuple]]:
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
-def hparams_view(runs_dir) -> list:
-    """The rows of the HPARAMS view, as TensorBoard's own plugin makes them."""
+def hparams_view(runs_dir) -> tuple[set[str], list]:
+    """The columns of settings and the rows of the HPARAMS view, as TensorBoard's own plugin makes them."""
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing import data_provider, plugin_event_multiplexer
     from tensorboard.context import RequestContext
     from tensorboard.plugins.base_plugin import TBContext
-    from tensorboard.plugins.hparams import api_pb2, backend_context, list_session_groups
+    from tensorboard.plugins.hparams import api_pb2, backend_context, get_experiment, list_session_groups
 
     multiplexer = plugin_event_multiplexer.EventMultiplexer().AddRunsFromDirectory(str(runs_dir)).Reload()
     provider = data_provider.MultiplexerDataProvider(multiplexer, str(runs_dir))
     context = backend_context.Context(TBContext(data_provider=provider))
     request = api_pb2.ListSessionGroupsRequest(slice_size=100, allowed_statuses=[
         api_pb2.STATUS_SUCCESS, api_pb2.STATUS_RUNNING, api_pb2.STATUS_UNKNOWN, api_pb2.STATUS_FAILURE])
-    return list_session_groups.Handler(RequestContext(), context, "all", request).run().session_groups
+    rows = list_session_groups.Handler(RequestContext(), context, "all", request).run().session_groups
+    experiment = get_experiment.Handler(RequestContext(), context, "all", api_pb2.GetExperimentRequest()).run()
+    return {setting.name for setting in experiment.hparam_infos}, rows
 
 
 def assert_shown_in_tensorboard(run: Run) -> None:
@@ -66,7 +68,7 @@ def test_tensorboard_has_curves_settings_and_final_metrics(train, tmp_path):
     run = train("--num_epochs", 3, "--tensorboard", "--drop_rate", 0.4)
     assert_shown_in_tensorboard(run)
     assert [path.name for path in run.folder.iterdir() if path.is_dir()] == []
-    row, = hparams_view(tmp_path / "runs")
+    _, (row,) = hparams_view(tmp_path / "runs")
     assert row.hparams["drop_rate"].number_value == 0.4
     assert row.hparams["batch_size"].number_value == 32
     assert row.hparams["hidden_size"].number_value == 100
@@ -92,7 +94,9 @@ def test_both_networks_share_one_hparams_view(image_folder, tmp_path):
     for network in ("mlp", "cnn"):
         assert main(network, "--data_dir", image_folder, "--runs_dir", tmp_path, "--num_epochs", 1, "--tensorboard",
                     "--batch_size", 120) == 0
-    mlp, cnn = sorted(hparams_view(tmp_path), key=lambda row: row.hparams["network"].string_value, reverse=True)
+    columns, rows = hparams_view(tmp_path)
+    assert columns == set(tracking.SETTINGS)
+    cnn, mlp = sorted(rows, key=lambda row: row.hparams["network"].string_value)
     assert mlp.hparams["hidden_size"].number_value == 100
     assert "hidden_size" not in cnn.hparams
     assert cnn.hparams["dropout_type"].string_value == "2d"
@@ -208,7 +212,7 @@ def test_finished_runs_are_exported_afterwards(image_folder, tmp_path, offline, 
             assert_shown_in_wandb(run)
         assert tracking.main() == 0
     assert [step for step, _ in scalars_of(runs[0].folder)["loss/val"]] == [1, 2]
-    assert len(hparams_view(tmp_path)) == 3
+    assert len(hparams_view(tmp_path)[1]) == 3
     with runs[0].hold():
         assert tracking.main() == 1
     assert f"not {runs[0].name}: it is being trained" in capsys.readouterr().out

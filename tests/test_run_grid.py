@@ -1,0 +1,273 @@
+"""run_grid.sh and status.py: studies are complete, nothing is lost or trained twice, whoever dies when."""
+
+import fcntl
+import os
+import pty
+import re
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from grid import call, differences, epochs_per_run, kill_worker, processes, start, wait_until, workers
+
+import status
+from runs import Run
+
+STUDIES = {"mlp": 60, "cnn": 60, "ablation": 8, "dropout_type": 10, "drop_rate": 5, "batch_size": 4}
+RUNS, EPOCHS = 4, 10
+
+
+def flags(data: Path, runs: Path, epochs: int = EPOCHS) -> list:
+    """Four quick runs of the study mlp."""
+    return ["--batch_size", 32, "--learning_rate", 0.001, "--drop_rate", 0, 0.4, "--seed", 0, 1, "--num_epochs", epochs,
+            "--data_dir", data, "--runs_dir", runs]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(image_folder, tmp_path_factory):
+    """A folder with four finished runs, and what the call that trained them printed."""
+    runs = tmp_path_factory.mktemp("undisturbed")
+    return runs, call("mlp", *flags(image_folder, runs))
+
+
+def stamps(runs: Path) -> dict:
+    return {path: path.stat().st_mtime_ns for path in runs.glob("mlp/**/*")}
+
+
+# What a study is
+
+def plan(*arguments) -> list[str]:
+    done = call(*arguments, "--dry-run")
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout.splitlines()
+
+
+def test_studies_have_their_runs_and_a_run_of_several_is_named_once(tmp_path):
+    runs = tmp_path / "runs"
+    lines = {study: plan(study, "--runs_dir", runs) for study in STUDIES}
+    for study, count in STUDIES.items():
+        assert len(lines[study]) == len(set(lines[study])) == count, study
+    together = plan("all", "--runs_dir", runs)
+    assert len(together) == len(set(together)) == 131
+    assert set(together) == set().union(*lines.values())
+    assert sorted(plan("batch_size", "mlp", "--runs_dir", runs)) == sorted(lines["mlp"])
+    assert f"{runs}/cnn/128_0.001_0.0_False_False_1d_seed0  (" in "\n".join(lines["dropout_type"])
+    assert f"{runs}/mlp/1024_0.001_0.2_True_True_seed0  (" in "\n".join(lines["ablation"])
+    assert not runs.exists()
+
+
+def test_flags_vary_a_study(tmp_path):
+    lines = plan("mlp", *flags(tmp_path, tmp_path, 3))
+    assert [line.split("/")[-1] for line in lines] == [
+        f"32_0.001_{rate}_False_False_seed{seed}  (3 epochs)" for seed in (0, 1) for rate in (0.0, 0.4)]
+
+
+@pytest.mark.parametrize(("arguments", "named"), [
+    (["mpl"], "mpl"), ([], "study"), (["mlp", "cnm"], "cnm"), (["mlp", "-j", "0"], "'0'"), (["mlp", "-jx"], "'x'"),
+    (["mlp", "-j"], "-j"), (["mlp", "--drop_rate", "1"], "'1'"), (["mlp", "--speed", "3"], "--speed"),
+    (["mlp", "--dropout_type", "1d"], "--dropout_type")])
+def test_what_is_wrong_is_told_in_one_line_before_any_work(tmp_path, arguments, named):
+    done = call(*arguments, *(["--runs_dir", tmp_path / "runs"] if arguments else []))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert len(done.stderr.splitlines()) == 1
+    assert named in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_bad_data_folder_is_told_once_however_many_workers(tmp_path):
+    picture = tmp_path / "data" / "train" / "cat" / "1.png"
+    picture.parent.mkdir(parents=True)
+    picture.write_bytes(b"no picture")
+    done = call("mlp", "-j", 2, *flags(tmp_path / "data", tmp_path / "runs"))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert len(done.stderr.splitlines()) == 1
+    assert str(tmp_path / "data") in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+# How far it is
+
+def write_rows(folder: Path, epochs: int, seconds: float, accuracy: float = 0.5) -> None:
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    rows = [f"{epoch},1,0.1,1,{accuracy},1,0.1,{seconds}" for epoch in range(1, epochs + 1)]
+    (folder / "metrics.csv").write_text("\n".join(
+        ["epoch,train_loss,train_acc,val_loss,val_acc,test_loss,test_acc,seconds", *rows]) + "\n")
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from runs import Run
+with Run(Path(sys.argv[1])).hold():
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_status_tells_the_state_of_each_run_and_the_time_left(tmp_path, capsys):
+    run = {rate: tmp_path / "mlp" / f"512_0.001_{rate}_False_False_seed0" for rate in (0.0, 0.2, 0.4, 0.6, 0.8)}
+    for rate, epochs, seconds in ((0.0, 10, 3), (0.2, 4, 5), (0.4, 6, 7), (0.6, 2, 1)):
+        write_rows(run[rate], epochs, seconds, accuracy=0.25 + rate)
+    (run[0.0] / "result.json").write_text(
+        '{"epochs": 10, "best_epoch": 3, "val_loss": 1, "val_acc": 0.5, "test_loss": 1, "test_acc": 1, "seconds": 30}')
+    (run[0.6] / "failed.json").write_text('{"reason": "the loss was nan", "epoch": 3, "step": 1, "time": 1}')
+    entries = status.read_plan(f"{folder}  (10 epochs)\n" for folder in run.values())
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, run[0.2]], cwd=ROOT, stdout=subprocess.PIPE)
+    try:
+        assert holder.stdout.readline() == b"held\n"
+        reports = [status.read(*entry) for entry in entries]
+        assert [report.state for report in reports] == ["finished", "running", "interrupted", "failed", "missing"]
+        # 6 epochs of 5 s and 4 of 7 s; the missing run's ten take the mean of the others with its batch size, 4 s
+        assert status.seconds_left(reports) == pytest.approx(30 + 28 + 40)
+        status.print_table(reports)
+        table = capsys.readouterr().out.splitlines()
+        for line, rest in zip(table[1:6], (r"finished +10/ 10 +3.00 +0.2500", r"running +4/ 10 +5.00 +0.4500",
+                                           r"interrupted +6/ 10 +7.00 +0.6500", r"failed +2/ 10 .*the loss was nan",
+                                           r"missing +0/ 10 +- +-"), strict=True):
+            assert re.search(rest, line), line
+        assert "5 runs: 1 finished, 1 running, 1 interrupted, 1 failed, 1 missing" in table[6]
+        assert "98 s" in table[6]
+    finally:
+        holder.kill()
+        holder.communicate()
+    assert status.read(*entries[1]).state == "interrupted"  # its holder was killed
+    assert status.seconds_left([status.read(*entries[4])]) is None
+
+
+def test_status_needs_folders_only(undisturbed, tmp_path):
+    runs, _ = undisturbed
+    done = call("mlp", *flags(tmp_path / "no data", runs), "--status")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[-1] == "4 runs: 4 finished, 0 running, 0 interrupted, 0 failed, 0 missing"
+
+
+# Training
+
+def test_trains_every_run_and_prints_plain_lines_into_a_pipe(undisturbed):
+    runs, done = undisturbed
+    assert done.returncode == 0, done.stderr
+    assert not {"\x1b", "\r"} & set(done.stdout + done.stderr)
+    assert done.stdout.splitlines()[-1].startswith("4 runs: 4 finished")
+    assert all(Run(folder).finished(EPOCHS) for folder in (runs / "mlp").iterdir())
+    assert epochs_per_run(runs) == dict.fromkeys(epochs_per_run(runs), EPOCHS) and len(epochs_per_run(runs)) == 4
+
+
+def test_a_second_call_trains_nothing(undisturbed, image_folder):
+    runs, _ = undisturbed
+    before, logs = stamps(runs), len(list(runs.glob("logs/*")))
+    done = call("mlp", "-j", 2, *flags(image_folder, runs))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert stamps(runs) == before
+    assert len(list(runs.glob("logs/*"))) == logs  # no worker was started
+
+
+def test_a_deleted_run_is_trained_again_and_a_terminal_shows_the_bar(undisturbed, image_folder, tmp_path):
+    runs = tmp_path / "runs"
+    shutil.copytree(undisturbed[0], runs)
+    deleted = runs / "mlp" / "32_0.001_0.4_False_False_seed1"
+    shutil.rmtree(deleted)
+    before = stamps(runs)
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
+    process = start("mlp", *flags(image_folder, runs), stdout=theirs, stderr=theirs, stdin=theirs)
+    os.close(theirs)
+    shown = b""
+    try:
+        while part := os.read(ours, 4096):
+            shown += part
+    except OSError:
+        pass  # how Linux says that all have closed the terminal
+    os.close(ours)
+    assert process.wait() == 0
+    assert "% |" in shown.decode() and f"/{4 * EPOCHS} epochs" in shown.decode()
+    assert {path: stamp for path, stamp in stamps(runs).items() if path in before and path.name != "mlp"} == before
+    assert differences(runs, undisturbed[0], RUNS) == []
+
+
+def test_failed_runs_are_listed_and_the_others_finish_and_retry_takes_them_up_once(image_folder, tmp_path):
+    # These are the same two runs for either study.
+    arguments = ("--batch_size", 32, "--learning_rate", "1e30", "0.001", "--drop_rate", 0, "--num_epochs", 2,
+                 "--data_dir", image_folder, "--runs_dir", tmp_path)
+    bad, good = (Run(tmp_path / "mlp" / f"32_{rate}_0.0_False_False_seed0") for rate in ("1e+30", "0.001"))
+
+    def check(done):
+        assert done.returncode == 1
+        line = next(line for line in done.stderr.splitlines() if bad.name in line)
+        assert line.startswith("failed: ") and bad.failure()["reason"] in line
+        assert "2 runs: 1 finished, 0 running, 0 interrupted, 1 failed" in done.stdout
+        assert good.finished(2) and not bad.result()
+
+    def failures() -> int:
+        return sum(len(re.findall(r"mlp \S+  failed: ", log.read_text())) for log in tmp_path.glob("logs/*"))
+
+    check(call("mlp", *arguments))
+    assert failures() == 1
+    assert bad.failure()["epoch"] == 1
+    (good.folder / "result.json").unlink()
+    (good.folder / "failed.json").write_text('{"reason": "no memory", "epoch": 2, "step": 1, "time": 1}')
+    check(call("mlp", "batch_size", *arguments, "--retry"))
+    assert failures() == 2
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes in /proc")
+def test_signals_and_kills_end_workers_and_lose_nothing(undisturbed, image_folder, tmp_path):
+    def told() -> int:
+        return sum(epochs_per_run(tmp_path).values())
+
+    def started(*arguments):
+        """A call of run_grid.sh that has trained an epoch."""
+        before = told()
+        process = start("mlp", *arguments, *flags(image_folder, tmp_path), stderr=subprocess.PIPE, text=True)
+        wait_until(lambda: told() > before)
+        return process
+
+    def stop(process, number: int) -> None:
+        since = time.monotonic()
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=30)
+        wait_until(lambda: not processes(process.mark))
+        assert time.monotonic() - since < 20  # at most two seconds on a machine that is not busy
+        assert process.returncode == 128 + number
+        assert errors.endswith("run_grid.sh: stopped; the same call goes on from the last finished epoch of each run\n")
+        assert "Traceback" not in errors
+
+    first = started("-j", 2)
+    assert len(workers(first.mark)) == 2
+    stop(first, signal.SIGINT)
+
+    second = started("-j", 2)
+    kill_worker([second.mark])
+    third = start("mlp", *flags(image_folder, tmp_path), stderr=subprocess.PIPE, text=True)
+    stop(second, signal.SIGTERM)
+
+    before = told()
+    wait_until(lambda: told() > before)
+    assert told() < RUNS * EPOCHS, "all was finished before the last kill"
+    kill_worker([third.mark], group=False)
+    _, errors = third.communicate()
+    assert third.returncode == 1
+    assert "a worker was ended by signal 9" in errors and "interrupted: mlp/" in errors
+    assert "Killed" not in errors and "Traceback" not in errors
+
+    assert call("mlp", *flags(image_folder, tmp_path)).returncode == 0
+    assert differences(tmp_path, undisturbed[0], RUNS) == []
+    assert max(epochs_per_run(tmp_path).values()) <= EPOCHS  # no epoch was trained twice
+
+
+def test_two_overlapping_calls_train_every_run_once(image_folder, tmp_path):
+    shared = ("--learning_rate", 0.001, "--num_epochs", 3, "--data_dir", image_folder, "--runs_dir", tmp_path)
+    calls = [start("mlp", "--batch_size", 32, "--drop_rate", 0, 0.4, *shared),
+             start("batch_size", "--batch_size", 32, 48, "--seed", 0, 1, *shared)]
+    assert [process.wait() for process in calls] == [0, 0]
+    assert epochs_per_run(tmp_path) == {
+        f"mlp {name}_False_False_seed{seed}": 3
+        for name, seed in (("32_0.001_0.0", 0), ("32_0.001_0.4", 0), ("48_0.001_0.0", 0), ("32_0.001_0.0", 1),
+                           ("48_0.001_0.0", 1))}
