@@ -37,7 +37,7 @@ AIM = 0.8  # test accuracy
 def value(curve: Curve, key: str) -> str:
     digits = int(len(curve.runs) > 1) if key == "best_epoch" else 4
     spread = f" ± {curve.deviation(key):.{digits}f}" if len(curve.runs) > 1 else ""
-    return f"{curve.mean(key):.2f}{spread}"
+    return f"{curve.mean(key):.{digits}f}{spread}"
 
 
 def markdown(header: list[str], rows: list[list]) -> str:

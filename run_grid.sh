@@ -103,9 +103,8 @@ esac
 
 cores=${SLURM_CPUS_PER_TASK:-$(getconf _NPROCESSORS_ONLN)}
 now=${EPOCHREALTIME:-$(date +%s)}
-RETRY_BEFORE=$(LC_ALL=C; echo "${EPOCHREALTIME:-$(date +%s)}")  # --retry is for runs that failed before this call
-OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > workers ? cores / workers : 1))}
-export RETRY_BEFORE OMP_NUM_THREADS
+export RETRY_BEFORE=${now/,/.}  # --retry is for runs that failed before this call
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > workers ? cores / workers : 1))}
 if [[ -n ${SLURM_JOB_ID:-} ]]; then  # the other tasks are the other workers
   worker
   status --outcome

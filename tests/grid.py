@@ -67,7 +67,7 @@ def kill_worker(marks: list[str], group: bool = True) -> None:
         os.kill(victim, signal.SIGKILL)
 
 
-def wait_until(true, seconds: float = 60, every: float = 0.02) -> None:
+def wait_until(true, seconds: float = 120, every: float = 0.02) -> None:
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, f"waited {seconds} s in vain"

@@ -297,7 +297,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(kind, both, ha
 
 def test_a_damaged_checkpoint_never_pushes_out_the_good_one(undisturbed, tmp_path):
     """Killed at any moment after the good one was taken up, there still is a good one."""
-    for index in range(14):
+    for index in range(14) if FULL else (0, 8, 9, 10):
         place = tmp_path / str(index)
         wanted, folder = stopped_after_two(undisturbed, place)
         (folder / "checkpoint.pt").write_bytes(b"damaged")
