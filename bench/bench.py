@@ -20,6 +20,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
 import experiment  # first: it sets how threads wait, before torch is loaded
+
+# isort: split
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -27,8 +29,8 @@ from torch import nn
 from cnn.model import CNN
 from load_data import load_cifar_2d, load_cifar_4d, normalize
 from mlp.model import MLP
-from plain import peak_mb
 from options import Settings
+from plain import peak_mb
 from training import Trainer, on_device
 
 CPU = torch.device("cpu")
@@ -234,7 +236,8 @@ def compare_loops(data_dir: str, flops: float) -> None:
         row(what + ": share of the matrix product's rate", f"{seconds[ours]:.1f} s", f"{ideal:.1f} s",
             ideal / seconds[ours], "≥ 0.80" if network == "mlp" else "")
     for network, limit in (("cnn", 1600), ("mlp", 1200)):
-        row(f"{network.upper()} peak memory", f"{peaks[network]:.0f} MB", f"{limit} MB", peaks[network] / limit, "≤ 1.00")
+        peak = peaks[network]
+        row(f"{network.upper()} peak memory", f"{peak:.0f} MB", f"{limit} MB", peak / limit, "≤ 1.00")
 
 
 def compare_starts(data_dir: str) -> None:

@@ -70,7 +70,8 @@ def test_commands(copy):
     for stamp in stamps:
         stamp.touch()
     try:
-        commands = [line for block in blocks("bash") for line in block.splitlines() if line and not line.startswith("#")]
+        lines = [line for block in blocks("bash") for line in block.splitlines()]
+        commands = [line for line in lines if line and not line.startswith("#")]
         assert len(commands) >= 12
         for command in commands:
             done = run(command, copy)
@@ -93,8 +94,8 @@ def test_links_lead_somewhere():
 def test_a_new_study_is_one_case(copy):
     """As CONTRIBUTING.md says."""
     script = copy / "run_grid.sh"
-    replace(script, "    all) for each", '    width) for size in 50 200; do main mlp --hidden_size $size "$@"; done ;;\n'
-                                         "    all) for each")
+    case = '    width) for size in 50 200; do main mlp --hidden_size $size "$@"; done ;;\n'
+    replace(script, "    all) for each", f"{case}    all) for each")
     done = run("./run_grid.sh width --dry-run", copy)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 2
