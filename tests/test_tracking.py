@@ -6,6 +6,7 @@ import re
 import struct
 import subprocess
 import sys
+import time
 
 import pytest
 from conftest import ROOT, run_main
@@ -127,6 +128,11 @@ def records_of(run: Run) -> list:
 
 def assert_shown_in_wandb(run: Run) -> None:
     records = records_of(run)
+    for _ in range(100):  # it is written by a process of W&B's own, which may be a moment late
+        if any(record.HasField("exit") for record in records):
+            break
+        time.sleep(0.2)
+        records = records_of(run)
     history = [{item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}
                for record in records if record.HasField("history")]
     rows = [{"_step": row["epoch"], **{curve: row[column] for column, curve in CURVES.items()}}
