@@ -76,7 +76,7 @@ def train_all(options, build: Callable[[Settings], nn.Module], data: Data, devic
               started: float) -> int:
     """Train every run of the list that is not finished and that no other process trains.
 
-    Waits for the others in the end, and takes over what they leave if they die.
+    Waits for the others in the end, unless --no_wait, and takes over what they leave if they die.
     """
     todo = {settings: Run(options.runs_dir / options.network / settings.name) for settings in options.settings}
     for settings, run in todo.items():
@@ -100,6 +100,8 @@ def train_all(options, build: Callable[[Settings], nn.Module], data: Data, devic
                     place = f"{places[run]}/{len(todo)} " if len(todo) > 1 else ""
                     train(run, settings, build, data, device, tools, place)
                     trained = True
+        if not trained and options.no_wait:
+            break
         if not trained:
             run = next(iter(open_runs.values()))
             if waiting_for != run.name:

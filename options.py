@@ -175,6 +175,9 @@ exit code: 0 all runs finished, 1 a run failed (its loss was no longer finite), 
                        help="bf16: mixed precision, for hardware that has it; default fp32")
     place.add_argument("--compile", action="store_true", help="torch.compile the network")
     place.add_argument("--retry", action="store_true", help="train runs again that have failed")
+    place.add_argument("--no_wait", action="store_true",
+                       help="leave to other processes what they train; by default wait for it, and take it over should "
+                            "they die")
 
     show = parser.add_argument_group("live curves (optional: pip install -r requirements-extra.txt)")
     show.add_argument("--tensorboard", action="store_true",

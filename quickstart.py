@@ -78,6 +78,7 @@ def summarize(runs: dict[str, Run], picture: Path) -> None:
             axes.plot([row["epoch"] for row in rows], [row[key] for row in rows], style, color=colour, marker=".",
                       label=f"{name}, {'training' if key == 'train_acc' else 'validation'}")
     axes.set(xlabel="epoch", ylabel="accuracy", title=f"hand-written BatchNorm and Dropout ({source} data)")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(picture, dpi=150)

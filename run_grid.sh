@@ -32,7 +32,7 @@ EOF
 
 die() { echo "run_grid.sh: error: $1" >&2; exit 2; }
 
-repo=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+repo=$(CDPATH='' cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 [[ -e $repo/options.py ]] || repo=${SLURM_SUBMIT_DIR:-$repo}  # Slurm runs a copy of this file from elsewhere
 [[ -e $repo/options.py ]] || die "$repo is not the repository; call sbatch from the repository's folder"
 if [[ -z ${PYTHON:-} ]]; then
@@ -71,81 +71,89 @@ main() {  # one call of main.py; a failed run (exit code 1) does not keep the ot
   ((code <= 1)) || exit $code
 }
 
-worker() { for name in "${studies[@]}"; do study "$name" "${flags[@]}"; done; }
+calls() { for name in "${studies[@]}"; do study "$name" "$@"; done; }
+status() { "$PYTHON" "$repo/status.py" "$@" <<<"$plan"; }
+
+worker() {  # all that no other worker trains, and in the end what one that died has left
+  calls "$@" --no_wait
+  status --wait || calls "$@"
+}
 
 studies=() flags=() workers=1 mode=train
-while [[ $# -gt 0 && $1 != -* ]]; do studies+=("$1"); shift; done
 while [[ $# -gt 0 ]]; do
   case $1 in
     -h | --help) help; exit ;;
     -j) workers=${2:-}; shift ;;
     -j*) workers=${1#-j} ;;
-    --dry-run) mode=dry-run ;;
-    --status) mode=status ;;
-    *) flags+=("$1") ;;
+    --dry-run | --status) mode=$1 ;;
+    *) if [[ $1 != -* && ${#flags[@]} == 0 ]]; then studies+=("$1"); else flags+=("$1"); fi ;;
   esac
   [[ $# == 0 ]] || shift
 done
+set -- ${flags[@]+"${flags[@]}"}
 [[ ${#studies[@]} -gt 0 ]] || die "name a study: mlp cnn ablation dropout_type drop_rate batch_size all; see --help"
 [[ $workers =~ ^[1-9][0-9]*$ ]] || die "argument -j: '$workers' is not allowed, it must be a whole number, 1 or more"
 
-# Every run once, and every flag checked before any work.
-flags+=(--dry-run)
-plan=$(worker) || exit 2
-unset 'flags[-1]'
+plan=$(calls "$@" --dry-run) || exit 2  # every flag is checked before any work
 plan=$(awk '!seen[$0]++' <<<"$plan")
-status() { "$PYTHON" "$repo/status.py" "$@" <<<"$plan"; }
-
 case $mode in
-  dry-run) echo "$plan"; exit ;;
-  status) status; exit ;;
+  --dry-run) echo "$plan"; exit ;;
+  --status) status; exit ;;
 esac
-
-cores=${SLURM_CPUS_PER_TASK:-$(getconf _NPROCESSORS_ONLN)}
-now=${EPOCHREALTIME:-$(date +%s)}
-export RETRY_BEFORE=${now/,/.}  # --retry is for runs that failed before this call
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > workers ? cores / workers : 1))}
-if [[ -n ${SLURM_JOB_ID:-} ]]; then  # the other tasks are the other workers
-  worker
-  status --outcome
+if outcome=$(status --outcome 2>/dev/null); then
+  echo "$outcome"
   exit
 fi
-if [[ " ${flags[*]} " != *" --retry "* ]] && outcome=$(status --outcome 2>/dev/null); then
-  echo "$outcome"
+
+cores=${SLURM_CPUS_PER_TASK:-${SLURM_CPUS_ON_NODE:-$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)}}
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > workers ? cores / workers : 1))}
+now=${EPOCHREALTIME:-$(date +%s)}
+export RETRY_BEFORE=${now/,/.}  # --retry is for runs that failed before this call
+if [[ -n ${SLURM_JOB_ID:-} && $workers == 1 ]]; then  # the other tasks are the other workers
+  worker "$@"
+  status --outcome
   exit
 fi
 
 first=${plan%%$'\n'*}
 logs=$(dirname "$(dirname "$first")")/logs
 mkdir -p "$logs"
-gpus=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU' || true)
+log() { echo "$logs/$HOSTNAME-$$-$1.log"; }
+list_gpus() { nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null | tr '\n' ,; }
+IFS=, read -ra gpus <<<"${CUDA_VISIBLE_DEVICES-$(list_gpus)}"
 
-set -m  # each worker leads a process group of its own, which can be ended as a whole
-pids=()
+pids=''
 stop() {
-  trap '' INT TERM
-  for pid in "${pids[@]}" "$watch"; do kill -TERM -- "-$pid" 2>/dev/null || true; done
+  trap '' INT TERM HUP
+  for pid in $pids ${!:-}; do kill -TERM -- "-$pid" 2>/dev/null || true; done
+  wait 2>/dev/null
   echo "run_grid.sh: stopped; the same call goes on from the last finished epoch of each run" >&2
   exit "$1"
 }
-for ((k = 0; k < workers; k++)); do
-  if ((gpus > 1)); then export CUDA_VISIBLE_DEVICES=$((k % gpus)); fi
-  worker >"$logs/$(hostname)-$$-$k.log" 2>&1 </dev/null &
-  pids+=($!)
-done
-"$PYTHON" "$repo/status.py" --watch <<<"$plan" &
-watch=$!
 trap 'stop 130' INT
 trap 'stop 143' TERM
+trap 'stop 129' HUP
 
-errors=''
-for k in "${!pids[@]}"; do
-  wait "${pids[k]}" 2>/dev/null && continue || code=$?
-  if ((code == 2)); then
-    errors+=$(tail -n 1 "$logs/$(hostname)-$$-$k.log")$'\n'
-  else
+set -m  # each worker leads a process group of its own, which can be ended as a whole
+for ((k = 0; k < workers; k++)); do
+  if ((${#gpus[@]} > 1)); then export CUDA_VISIBLE_DEVICES=${gpus[k % ${#gpus[@]}]}; fi
+  worker "$@" >"$(log $k)" 2>&1 </dev/null &
+  pids+=" $!"
+done
+"$PYTHON" "$repo/status.py" --watch <<<"$plan" &  # a child of this shell, as it ends with it
+watch=$!
+set +m
+
+k=0 errors=''
+for pid in $pids; do
+  code=0
+  wait "$pid" 2>/dev/null || code=$?
+  if ((code > 128)); then
     echo "run_grid.sh: a worker was ended by signal $((code - 128)); the others took over, or the same call goes on" >&2
+  elif ((code)); then
+    errors+=$(tail -n 1 "$(log $k)")$'\n'
   fi
+  k=$((k + 1))
 done
 kill -TERM -- "-$watch" 2>/dev/null || true
 wait "$watch" 2>/dev/null || true
@@ -153,4 +161,4 @@ if [[ -n $errors ]]; then
   sort -u <<<"${errors%$'\n'}" >&2
   exit 2
 fi
-status --outcome
+status --outcome || { echo "run_grid.sh: what the workers printed is in $logs" >&2; exit 1; }

@@ -225,9 +225,10 @@ class Run:
 
     def state(self, num_epochs: int) -> str:
         """finished, failed, running, interrupted or missing."""
+        held = is_locked(self.folder / "lock")  # asked first: a run that ends just now must not look interrupted
         if self.finished(num_epochs):
             return "finished"
-        if is_locked(self.folder / "lock"):
+        if held:
             return "running"
         if self.failure():
             return "failed"

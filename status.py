@@ -9,6 +9,7 @@
 """
 
 import argparse
+import os
 import re
 import signal
 import sys
@@ -20,6 +21,7 @@ from pathlib import Path
 from runs import Run
 
 STATES = ("finished", "running", "interrupted", "failed", "missing")
+ENDED = {"finished", "failed"}
 
 
 @dataclass
@@ -39,7 +41,7 @@ class Report:
 
     @property
     def open_epochs(self) -> int:
-        return 0 if self.state in ("finished", "failed") else self.num_epochs - self.epochs
+        return 0 if self.state in ENDED else self.num_epochs - self.epochs
 
 
 def read(run: Run, num_epochs: int) -> Report:
@@ -111,34 +113,59 @@ def watch(plan: list[tuple[Run, int]]) -> None:
     """On a terminal a bar over all epochs; elsewhere a line for each run that ends. Goes on until it is ended."""
     from tqdm import tqdm
 
-    terminal = sys.stderr.isatty()
+    terminal, parent = sys.stderr.isatty(), os.getppid()
     bar = tqdm(total=sum(epochs for _, epochs in plan), disable=not terminal, dynamic_ncols=True, unit="epoch",
                bar_format="{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} epochs [{elapsed}{postfix}]")
-    signal.signal(signal.SIGTERM, lambda *_: (bar.close(), sys.exit()))
-    ended = None
-    while True:
-        reports = [read(*entry) for entry in plan]
+    reports = [read(*entry) for entry in plan]
+    told = {report.name for report in reports if report.state in ENDED}
+
+    def show() -> None:
+        reports[:] = [report if report.state == "finished" else read(report.run, report.num_epochs)
+                      for report in reports]
         count = Counter(report.state for report in reports)
         bar.n = sum(report.epochs for report in reports)
         bar.set_postfix_str(f"{count['finished']}/{len(plan)} runs, {count['running']} running, {count['failed']} "
                             f"failed, {duration(seconds_left(reports))} left")
-        before, ended = ended, {report.name for report in reports if report.state in ("finished", "failed")}
         for report in reports:
-            if not terminal and before is not None and report.name in ended - before:
-                print(f"{report.state} {report.name}  ({count['finished']}/{len(plan)} finished)", flush=True)
-        time.sleep(1)
+            if report.state in ENDED and report.name not in told:
+                told.add(report.name)
+                if not terminal:
+                    print(f"{report.state} {report.name}  ({count['finished']}/{len(plan)} finished)", flush=True)
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    try:
+        while os.getppid() == parent:  # else run_grid.sh was killed
+            show()
+            time.sleep(1)
+    finally:
+        show()
+        bar.close()
+
+
+def wait(plan: list[tuple[Run, int]]) -> int:
+    """Until no run is in the hands of a process: 0. At once if one is in nobody's hands, and neither finished nor
+    failed: 1."""
+    while True:
+        states = {run.state(num_epochs) for run, num_epochs in plan}
+        if "running" not in states or states & {"interrupted", "missing"}:
+            return int(not states <= ENDED)
+        time.sleep(0.5)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--watch", action="store_true", help="go on showing the progress, until ended")
     parser.add_argument("--outcome", action="store_true", help="print what is not finished; exit code 1 if anything")
+    parser.add_argument("--wait", action="store_true", help="wait while others train; exit code 1 if a run is left")
     options = parser.parse_args()
     plan = read_plan(sys.stdin)
     if not plan:
         parser.exit(2, "status.py: error: no runs on standard input; pipe in what run_grid.sh … --dry-run prints\n")
     if options.watch:
         watch(plan)
+        return 0
+    if options.wait:
+        return wait(plan)
     reports = [read(*entry) for entry in plan]
     if not options.outcome:
         print_table(reports)

@@ -22,7 +22,9 @@ def start(*arguments, **options) -> subprocess.Popen:
     """Start run_grid.sh; all its processes carry `.mark` in their environment, by which they can be found."""
     mark = uuid.uuid4().hex
     environment = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1", MARK: mark, **options.pop("env", {})}
+    # A parent that runs in the background may have Ctrl-C ignored, which a shell passes on and cannot undo.
     process = subprocess.Popen([GRID, *map(str, arguments)], env=environment, start_new_session=True,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
                                **{"stdout": subprocess.DEVNULL, "stdin": subprocess.DEVNULL, **options})
     process.mark = mark
     return process

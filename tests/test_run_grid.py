@@ -70,7 +70,7 @@ def test_flags_vary_a_study(tmp_path):
 
 
 @pytest.mark.parametrize(("arguments", "named"), [
-    (["mpl"], "mpl"), ([], "study"), (["mlp", "cnm"], "cnm"), (["mlp", "-j", "0"], "'0'"), (["mlp", "-jx"], "'x'"),
+    (["mpl"], "mpl"), ([], "study"), (["mlp", "cnm"], "cnm"), (["mlp", "-j", "0"], "'0'"), (["-jx", "mlp"], "'x'"),
     (["mlp", "-j"], "-j"), (["mlp", "--drop_rate", "1"], "'1'"), (["mlp", "--speed", "3"], "--speed"),
     (["mlp", "--dropout_type", "1d"], "--dropout_type")])
 def test_what_is_wrong_is_told_in_one_line_before_any_work(tmp_path, arguments, named):
@@ -260,6 +260,55 @@ def test_signals_and_kills_end_workers_and_lose_nothing(undisturbed, image_folde
     assert call("mlp", *flags(image_folder, tmp_path)).returncode == 0
     assert differences(tmp_path, undisturbed[0], RUNS) == []
     assert max(epochs_per_run(tmp_path).values()) <= EPOCHS  # no epoch was trained twice
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes in /proc")
+def test_a_run_in_other_hands_keeps_no_worker_from_the_rest_and_is_taken_over(image_folder, tmp_path):
+    # The first call of main.py for this study has one run only, held here; the second one has the other.
+    held, free = (tmp_path / "cnn" / f"60_0.001_0.0_False_False_{kind}_seed0" for kind in ("1d", "2d"))
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, held], cwd=ROOT, stdout=subprocess.PIPE)
+    try:
+        assert holder.stdout.readline() == b"held\n"
+        process = start("dropout_type", "--batch_size", 60, "--drop_rate", 0, "--num_epochs", 1,
+                        "--data_dir", image_folder, "--runs_dir", tmp_path)
+        wait_until(lambda: Run(free).finished(1))
+        wait_until(lambda: not workers(process.mark))  # it waits without torch
+        process.kill()  # run_grid.sh itself, not the worker
+        process.wait()
+        wait_until(lambda: not processes(process.mark, "--watch"))
+        assert Run(held).state(1) == "running" and processes(process.mark)
+    finally:
+        holder.kill()
+        holder.communicate()
+    wait_until(lambda: not processes(process.mark))
+    assert Run(held).finished(1)
+
+
+# Stands for an interpreter that trains nothing, and tells what it was given.
+NO_TRAINING = """\
+#!/bin/sh
+case "$*" in *main.py*--dry-run* | *status.py*) exec "$REAL" "$@" ;; esac
+echo "gpu ${CUDA_VISIBLE_DEVICES-none}, $OMP_NUM_THREADS threads"
+"""
+
+
+@pytest.mark.parametrize(("environment", "told"), [
+    ({}, ["gpu 0, 2 threads", "gpu 1, 2 threads", "gpu 0, 2 threads"]),
+    ({"CUDA_VISIBLE_DEVICES": "5,7"}, ["gpu 5, 2 threads", "gpu 7, 2 threads", "gpu 5, 2 threads"]),
+    ({"CUDA_VISIBLE_DEVICES": ""}, ["gpu , 2 threads"] * 3),
+    ({"SLURM_JOB_ID": "1", "OMP_NUM_THREADS": "3"}, ["gpu 0, 3 threads", "gpu 1, 3 threads", "gpu 0, 3 threads"])])
+def test_workers_share_cores_and_gpus(tmp_path, environment, told):
+    tools = {"python": NO_TRAINING, "nvidia-smi": "#!/bin/sh\nprintf '0\\n1\\n'\n", "nproc": "#!/bin/sh\necho 7\n"}
+    for name, text in tools.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    done = call("drop_rate", "-j", 3, "--runs_dir", tmp_path / "runs", env={
+        "PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHON": str(tmp_path / "python"), "REAL": sys.executable,
+        "OMP_NUM_THREADS": "", **environment})
+    logs = sorted((tmp_path / "runs" / "logs").iterdir())
+    assert [log.read_text().splitlines()[0] for log in logs] == told
+    assert done.returncode == 1
+    assert done.stderr.count("missing: cnn/") == 5 and str(tmp_path / "runs" / "logs") in done.stderr
 
 
 def test_two_overlapping_calls_train_every_run_once(image_folder, tmp_path):
