@@ -151,7 +151,8 @@ def test_a_task_of_an_array_is_cancelled_and_requeued_and_every_run_is_trained_o
     assert before < epochs, "it had finished its run before it was cancelled"
     assert not any("epoch 1/" in line for line in log(2)[2:]), "it had begun another run"
     cluster.run("scontrol", "requeue", f"{job}_2")
-    cluster.run("scontrol", "update", f"JobId={job}_2", "StartTime=now")  # Slurm would wait for two minutes
+    # Slurm would wait for two minutes; in the second of the cancellation it refuses the task's credential as revoked.
+    cluster.run("scontrol", "update", f"JobId={job}_2", "StartTime=now+3")
     wait_until(lambda: cluster.state(job).split() == ["COMPLETED"] * 3, seconds=120)
 
     assert sorted(folder.name for folder in runs.glob("mlp/*") if Run(folder).finished(epochs)) == [
