@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from load_data import DATA_DIR, Data, Split, normalize
 from options import Settings
-from runs import Run, UserError, intact, write_file, write_json
+from runs import MAX_CHECKPOINT, Run, UserError, intact, read_file, write_file, write_json
 from training import EVALUATION_BATCH, Trainer, on_device
 
 WIDTH = 100  # columns of the table
@@ -126,7 +126,9 @@ def read_run(run: Run, network: str) -> Trained:
 
 def read_best(path: Path) -> dict:
     try:
-        content = path.read_bytes()
+        content = read_file(path, MAX_CHECKPOINT)
+    except ValueError:
+        content = b""  # damaged, see below
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); a run has it after its first epoch") from error
     try:

@@ -29,6 +29,9 @@ BAR = "{desc} |{bar}| {n:.1f}/{total} [{elapsed}<{remaining}{postfix}]"
 def run_experiment(options, build: Callable[[Settings, int], nn.Module],
                    load: Callable[[Path, bool], Data]) -> int:
     """Do what the command line says; returns the exit code."""
+    for name in ("stdout", "stderr"):  # closed, as some services start their programs
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     try:
         started = float(os.environ.get("RETRY_BEFORE", time.time()))  # run_grid.sh: when it was called
         chosen_tools(options)  # one that is missing is told before any work

@@ -25,6 +25,7 @@ import io
 import json
 import os
 import socket
+import stat
 import sys
 import time
 import zipfile
@@ -32,6 +33,8 @@ from pathlib import Path
 
 COLUMNS = ("epoch", "train_loss", "train_acc", "val_loss", "val_acc", "test_loss", "test_acc", "seconds")
 RESULT = ("epochs", "best_epoch", "val_loss", "val_acc", "test_loss", "test_acc", "seconds")
+MAX_CHECKPOINT = 2 ** 32  # bytes: that of the largest network has 3.3 GB
+MAX_TEXT = 2 ** 26  # of metrics.csv and of a JSON file
 NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}
 
 
@@ -44,11 +47,24 @@ def one_line(text: str) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
 
 
+def no_link(path: str, flags: int) -> int:
+    """An `opener` for files to write: a link in their place may lead anywhere, and a pipe would wait for a reader."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+
+
+def read_file(path: Path, most: int = MAX_TEXT) -> bytes:
+    """The bytes of a file; ValueError for a pipe, which may never end, and for more bytes than we would write."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode) or status.st_size > most:
+        raise ValueError(f"{path} is no file of at most {most} bytes")
+    return path.read_bytes()
+
+
 def write_file(path: Path, data: bytes) -> None:
     """Write `data` so that `path` holds all of it or stays as it was, whatever happens, power cuts included."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        with open(temporary, "wb", opener=no_link) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -114,7 +130,7 @@ def is_same(file, path: Path) -> bool:
 def _try_lock(path: Path):
     make_folder(path.parent)
     try:
-        file = open(path, "r+" if path.exists() else "a+")  # noqa: SIM115
+        file = open(path, "r+" if path.exists() else "a+", opener=no_link)  # noqa: SIM115
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if is_same(file, path):
@@ -132,7 +148,8 @@ def _try_lock(path: Path):
         if error.errno in NO_LOCKS:
             raise UserError(f"the file system of {path.parent} has no working locks ({error.strerror}), so two "
                             "processes could train one run; choose a --runs_dir on another file system") from error
-        raise UserError(f"cannot lock {path}: {error.strerror}; mend that or choose another --runs_dir") from error
+        raise UserError(f"cannot lock {path}: {error.strerror or error}; mend that or choose another "
+                        "--runs_dir") from error
     return None
 
 
@@ -148,7 +165,7 @@ def _refuse_idle_locks(path: Path) -> None:
 
 def is_locked(path: Path) -> bool:
     try:
-        with open(path) as file:
+        with open(path, opener=no_link) as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
@@ -160,14 +177,14 @@ def is_locked(path: Path) -> bool:
 def read_json(path: Path) -> dict | None:
     """The object in a JSON file; None if the file is missing or damaged."""
     try:
-        value = json.loads(path.read_bytes())
+        value = json.loads(read_file(path))
     except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 
 
 def is_number(value) -> bool:
-    return isinstance(value, int | float) and abs(value) < 1e15
+    return isinstance(value, int | float) and abs(value) < 1e300  # no whole number that is too large for a float
 
 
 def write_json(path: Path, value: dict) -> None:
@@ -216,9 +233,9 @@ class Run:
         """The rows of metrics.csv, epochs as int and the rest as float; a damaged row ends them."""
         rows = []
         try:
-            with open(self.folder / "metrics.csv", newline="", encoding="utf-8", errors="replace") as file:
-                for row in csv.DictReader(file):
-                    rows.append({key: int(row[key]) if key == "epoch" else float(row[key]) for key in COLUMNS})
+            text = read_file(self.folder / "metrics.csv").decode(errors="replace")
+            for row in csv.DictReader(io.StringIO(text, newline="")):
+                rows.append({key: int(row[key]) if key == "epoch" else float(row[key]) for key in COLUMNS})
         except (OSError, KeyError, TypeError, ValueError, csv.Error):
             pass
         return rows
@@ -247,7 +264,10 @@ class Run:
         """The bytes of the checkpoints, last one first; a damaged one is named and passed over."""
         for path in (self.folder / "checkpoint.pt", self.folder / "checkpoint.previous.pt"):
             if path.exists():
-                data = path.read_bytes()
+                try:
+                    data = read_file(path, MAX_CHECKPOINT)
+                except ValueError:
+                    data = b""
                 if intact(data):
                     yield path, data
                 else:

@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import faulthandler
 import os
 import signal
 import sys
@@ -121,6 +122,7 @@ class Child:
                 # Text goes to the file as it comes, as a process may end at any moment.
                 out = open(log, "a", buffering=1)  # noqa: SIM115
                 sys.stdout = sys.stderr = out
+                faulthandler.enable(out)
                 torch.set_num_threads(1)
                 code = work()
             except BaseException:
@@ -141,7 +143,8 @@ class Child:
             if pid:
                 return os.waitstatus_to_exitcode(status)
             time.sleep(0.005)
-        self.kill()
+        for number in (signal.SIGABRT, signal.SIGCONT):  # it leaves its stack in the log
+            os.kill(self.pid, number)
         os.waitpid(self.pid, 0)
         raise AssertionError(f"not finished after {limit} s: {self.log.read_text()}")
 
