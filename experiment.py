@@ -7,6 +7,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 # Read when torch is loaded. Threads that wait for each other in a busy loop, as is their habit, make training
@@ -146,16 +147,25 @@ def train(run: Run, settings: Settings, build: Callable[[Settings], nn.Module], 
     config = describe(settings, data, device)
     run.start(config)
     if trainer.epoch:
-        save_views(run, trainer, best_is_new=True)  # the files may be older or newer than the checkpoint
+        run.save_views(trainer.rows, best_file(trainer))  # they may be older or newer than the checkpoint
     tracking = Tracking(tools, run.folder, config, trainer.rows)
     progress = Progress(settings, trainer.epoch, place)
+
+    def record(rows: list[dict], checkpoint: bytes, best: bytes | None) -> None:
+        run.save(rows, checkpoint, best)
+        tracking.epoch(rows[-1])
+        progress.epoch(rows[-1])
+
     try:
-        while trainer.epoch < settings.num_epochs:
-            row = trainer.run_epoch(progress.step)
-            run.save_checkpoint(as_bytes({"identity": identity(settings, data), **trainer.state_dict()}))
-            save_views(run, trainer, best_is_new=trainer.best is row)
-            tracking.epoch(row)
-            progress.epoch(row)
+        with ThreadPoolExecutor(max_workers=1) as recorder:  # disks are slow: the next epoch trains meanwhile
+            recorded = recorder.submit(lambda: None)
+            while trainer.epoch < settings.num_epochs:
+                row = trainer.run_epoch(progress.step)
+                recorded.result()  # raises what went wrong
+                checkpoint = as_bytes({"identity": identity(settings, data), **trainer.state_dict()})
+                best = best_file(trainer) if trainer.best is row else None
+                recorded = recorder.submit(record, trainer.rows[:], checkpoint, best)
+            recorded.result()
         result = {"epochs": trainer.epoch, "best_epoch": trainer.best["epoch"],
                   **{key: trainer.best[key] for key in ("val_loss", "val_acc", "test_loss", "test_acc")},
                   "seconds": round(sum(row["seconds"] for row in trainer.rows), 3)}
@@ -205,11 +215,8 @@ def refuse_odd_rows(state: dict) -> None:
         raise ValueError("not what was saved")
 
 
-def save_views(run: Run, trainer: Trainer, best_is_new: bool) -> None:
-    """metrics.csv and best.pt, as the checkpoint has them."""
-    run.save_metrics(trainer.rows)
-    if best_is_new:
-        run.save_best(as_bytes({"network": trainer.best_weights, **trainer.best}))
+def best_file(trainer: Trainer) -> bytes:
+    return as_bytes({"network": trainer.best_weights, **trainer.best})
 
 
 def as_bytes(state: dict) -> bytes:

@@ -277,6 +277,11 @@ class Run:
         """Put the checkpoint before in the place of one that is missing or of no use."""
         os.replace(self.folder / "checkpoint.previous.pt", self.folder / "checkpoint.pt")
 
+    def save(self, rows: list[dict], checkpoint: bytes, best: bytes | None) -> None:
+        """Write the state after an epoch. `best` is given when that epoch's network is the best so far."""
+        self.save_checkpoint(checkpoint)
+        self.save_views(rows, best)
+
     def save_checkpoint(self, data: bytes) -> None:
         path = self.folder / "checkpoint.pt"
         if self.lock_file and not is_same(self.lock_file, self.folder / "lock"):
@@ -286,15 +291,15 @@ class Run:
             os.replace(path, self.folder / "checkpoint.previous.pt")
         write_file(path, data)
 
-    def save_best(self, data: bytes) -> None:
-        write_file(self.folder / "best.pt", data)
-
-    def save_metrics(self, rows: list[dict]) -> None:
+    def save_views(self, rows: list[dict], best: bytes | None) -> None:
+        """metrics.csv and best.pt, which say what the checkpoint holds."""
         text = io.StringIO()
         writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
         write_file(self.folder / "metrics.csv", text.getvalue().encode())
+        if best is not None:
+            write_file(self.folder / "best.pt", best)
 
     def finish(self, result: dict) -> None:
         write_json(self.folder / "result.json", result)
