@@ -13,6 +13,8 @@ Between them stands `Normalize`: the definition once more, with its derivative w
 over memory as there can be. It is what runs; the definition is what it is tested against.
 """
 
+import functools
+
 import torch
 from torch import Tensor, nn
 
@@ -78,8 +80,14 @@ def dropout_mask(x: Tensor, p: float, shape: torch.Size) -> Tensor:
 
 def slices(*tensors: Tensor):
     """Walk through tensors of N samples together, a few samples at a time (see SLICE_VALUES)."""
+    if tensors[0].numel() <= SLICE_VALUES:
+        return iter([tensors])
     samples = max(1, SLICE_VALUES // tensors[0][0].numel())
     return zip(*(tensor.split(samples) for tensor in tensors), strict=True)
+
+
+def total(sums: list[Tensor]) -> Tensor:
+    return functools.reduce(torch.add, sums)
 
 
 def accumulator(x: Tensor) -> torch.dtype:
@@ -99,17 +107,17 @@ class ShiftedSums:
         self.n = x.numel() // x.size(1)
         first, = next(slices(x))
         self.shift = first.mean(self.dims, keepdim=True, dtype=accumulator(x))
-        self.sum = self.sum_of_squares = 0
+        self.sums, self.sums_of_squares = [], []
 
     def add(self, d: Tensor) -> None:
         """Take in a slice of x - shift, which is overwritten."""
-        self.sum = d.sum(self.dims, keepdim=True) + self.sum
-        self.sum_of_squares = d.square_().sum(self.dims, keepdim=True) + self.sum_of_squares
+        self.sums.append(d.sum(self.dims, keepdim=True))
+        self.sums_of_squares.append(d.square_().sum(self.dims, keepdim=True))
 
     def statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and biased variance, shape (1, C, 1, ...)."""
-        offset = self.sum / self.n
-        return self.shift + offset, self.sum_of_squares / self.n - offset.square()
+        offset = total(self.sums) / self.n
+        return self.shift + offset, total(self.sums_of_squares) / self.n - offset.square()
 
 
 class Normalize(torch.autograd.Function):
@@ -152,10 +160,11 @@ class Normalize(torch.autograd.Function):
             y = batch_norm(x, *batch_statistics(x.to(accumulator(x))), weight, bias, ctx.eps)
             return *differentiate(y, (x, weight, bias), g), None
         dims = [d for d in range(x.dim()) if d != 1]
-        sum_g = sum_gd = 0
+        sums_g, sums_gd = [], []
         for part, gradient in slices(x, g):
-            sum_g = gradient.sum(dims, keepdim=True, dtype=mean.dtype) + sum_g
-            sum_gd = (part - mean).mul_(gradient).sum(dims, keepdim=True) + sum_gd
+            sums_g.append(gradient.sum(dims, keepdim=True, dtype=mean.dtype))
+            sums_gd.append((part - mean).mul_(gradient).sum(dims, keepdim=True))
+        sum_g, sum_gd = total(sums_g), total(sums_gd)
         dx = torch.empty_like(x)
         a, c, d = gradient_terms(x, weight, r, sum_g, sum_gd)
         for part, gradient, out in slices(x, g, dx):
@@ -288,7 +297,7 @@ class BatchNorm(nn.Module):
         """Move the running statistics towards those of a batch with `n` values per channel."""
         if not (self.training and self.track_running_stats):
             return
-        self.num_batches_tracked += 1
+        self.num_batches_tracked.add_(1)
         if n == 0:
             return  # nothing was seen
         momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum

@@ -27,8 +27,8 @@ MUTATIONS = {
         "layers.py", {"variance * (n / (n - 1))": "variance"},
         "tests/test_layers.py::test_training_and_evaluation_on_each_device"),
     "unbiased variance normalizes": Mutation(
-        "layers.py", {"return self.shift + offset, self.sum_of_squares / self.n":
-                      "return self.shift + offset, self.sum_of_squares / (self.n - 1)"},
+        "layers.py", {"return self.shift + offset, total(self.sums_of_squares) / self.n":
+                      "return self.shift + offset, total(self.sums_of_squares) / (self.n - 1)"},
         "tests/test_layers.py::test_normalize_is_its_definition"),
     "momentum the wrong way round": Mutation(
         "layers.py", {"self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)":
