@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """The plain loop that the bench compares with: what a course hands in, correct and unhurried.
 
-TensorDataset and a shuffling DataLoader, layers composed of plain tensor operations, `.item()` in every step, the
-default allocator, one process per run. Trains a few steps and prints, as JSON, what they and the rest cost.
+Reads the images through torchvision, one by one; TensorDataset and a shuffling DataLoader, layers composed of plain
+tensor operations, `.item()` in every step, the default allocator, one process per run. Trains a few steps and prints, as JSON, what they and the rest cost.
 """
 
 import argparse
@@ -18,14 +18,28 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+from torchvision.datasets import CIFAR10, ImageFolder
+from torchvision.transforms import ToTensor
 
-from load_data import load_cifar_2d, load_cifar_4d, normalize
+from load_data import load_cifar_4d, normalize
 
 
 def peak_mb():
     """The peak memory of this process. getrusage would count the parent's as well."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
+
+
+def read(data_dir, train):
+    """The training or the test set as float images, N x 3 x 32 x 32, and labels."""
+    if data_dir == "synthetic":
+        data = load_cifar_4d(synthetic=True)
+        images, labels = data.train if train else data.test
+        return normalize(images), labels
+    folder = Path(data_dir) / ("train" if train else "test")
+    dataset = ImageFolder(folder, ToTensor()) if folder.is_dir() else CIFAR10(data_dir, train, ToTensor())
+    images, labels = zip(*dataset, strict=True)
+    return torch.stack(images) - 128 / 255, torch.tensor(labels)
 
 
 class PlainBatchNorm(nn.Module):
@@ -65,8 +79,8 @@ class PlainDropout(nn.Module):
 
 def plain_network(name):
     if name == "mlp":
-        return nn.Sequential(nn.Linear(3072, 100), PlainBatchNorm(100), nn.ReLU(), PlainDropout(0.2, False),
-                             nn.Linear(100, 10))
+        return nn.Sequential(nn.Flatten(), nn.Linear(3072, 100), PlainBatchNorm(100), nn.ReLU(),
+                             PlainDropout(0.2, False), nn.Linear(100, 10))
     return nn.Sequential(
         nn.Conv2d(3, 128, 5), PlainBatchNorm(128), nn.ReLU(), PlainDropout(0.2, True), nn.MaxPool2d(2),
         nn.Conv2d(128, 64, 3), PlainBatchNorm(64), nn.ReLU(), PlainDropout(0.2, True), nn.MaxPool2d(2),
@@ -82,9 +96,8 @@ def main():
     parser.add_argument("--evaluations", type=int, required=True, help="batches to evaluate")
     options = parser.parse_args()
 
-    data = (load_cifar_2d if options.network == "mlp" else load_cifar_4d)(options.data_dir)
-    train, test = (DataLoader(TensorDataset(normalize(split.images), split.labels), options.batch_size, shuffle=shuffle)
-                   for split, shuffle in ((data.train, True), (data.test, False)))
+    train, test = (DataLoader(TensorDataset(*read(options.data_dir, train)), options.batch_size, shuffle=train)
+                   for train in (True, False))
     network = plain_network(options.network)
     optimizer = torch.optim.Adam(network.parameters(), 0.001)
     ready = time.perf_counter()
