@@ -2,7 +2,8 @@
 """The plain loop that the bench compares with: what a course hands in, correct and unhurried.
 
 Reads the images through torchvision, one by one; TensorDataset and a shuffling DataLoader, layers composed of plain
-tensor operations, `.item()` in every step, the default allocator, one process per run. Trains a few steps and prints, as JSON, what they and the rest cost.
+tensor operations, `.item()` in every step, the default allocator, one process per run. Trains a few steps and prints,
+as JSON, what they and the rest cost.
 """
 
 import argparse

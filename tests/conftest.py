@@ -63,3 +63,10 @@ def run_main(network: str, *arguments, **options) -> subprocess.CompletedProcess
     command = [sys.executable, str(ROOT / network / "main.py"), *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **options.pop("env", {})}
     return subprocess.run(command, capture_output=True, text=True, env=environment, **options)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """What the tests counted with record_property."""
+    for report in terminalreporter.getreports("passed"):
+        for name, text in report.user_properties:
+            terminalreporter.write_line(f"{name}: {text}")

@@ -209,7 +209,8 @@ def test_from_a_shell_too_it_is_code_2_and_one_line(tmp_path):
 # Any command line
 
 FLAGS = [f"--{name}" for name in (*WRONG, "runs_dir", "data_dir", "evaluate", "predict", "synthetic", "retry", "help",
-                                  "augment", "without_BatchNorm", "without_dropout", "compile", "dry-run")]
+                                  "augment", "without_BatchNorm", "without_dropout", "compile", "dry-run", "no_wait",
+                                  "tensorboard")]
 VALUES = st.one_of(
     st.sampled_from([value for _, values in WRONG.values() for value in values]),
     st.sampled_from([value for values in RIGHT.values() for value in values]),

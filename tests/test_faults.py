@@ -99,7 +99,8 @@ def crash_and_resume(wanted: Case, faults: list, undisturbed, place: Path) -> li
 
 
 @pytest.mark.parametrize("network, at_points, by_clock", [("mlp", 110, 40), ("cnn", 35, 15)])
-def test_killed_at_any_moment_it_ends_as_if_nothing_had_happened(network, at_points, by_clock, undisturbed, tmp_path):
+def test_killed_at_any_moment_it_ends_as_if_nothing_had_happened(network, at_points, by_clock, undisturbed, tmp_path,
+                                                                 record_property):
     chance, cases = random.Random(20), [case(network, seed) for seed in range(5 if network == "mlp" else 2)]
     killed, chosen = 0, count(at_points)
     for i in range(chosen):
@@ -116,7 +117,7 @@ def test_killed_at_any_moment_it_ends_as_if_nothing_had_happened(network, at_poi
         fault = chance.uniform(0, undisturbed.seconds[cases[i % len(cases)]])
         codes = crash_and_resume(cases[i % len(cases)], [fault], undisturbed, tmp_path / f"clock{i}")
         by_the_clock += codes.count(-9)
-    print(f"COUNT kills {network}: {killed} at {chosen} of {len(points)} points, {by_the_clock} by the clock")
+    record_property(f"kills {network}", f"{killed} at {chosen} of {len(points)} points, {by_the_clock} by the clock")
     assert killed >= chosen and by_the_clock >= count(by_clock) // 4
 
 
@@ -139,7 +140,8 @@ def test_before_a_file_takes_its_name_it_is_on_the_disk_and_its_folder_is_told(u
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EIO, errno.EDQUOT])
-def test_refused_at_any_moment_it_says_so_in_one_line_and_goes_on_later(number, undisturbed, tmp_path, capsys):
+def test_refused_at_any_moment_it_says_so_in_one_line_and_goes_on_later(number, undisturbed, tmp_path, capsys,
+                                                                         record_property):
     def refuse():
         raise OSError(number, os.strerror(number))
 
@@ -158,7 +160,7 @@ def test_refused_at_any_moment_it_says_so_in_one_line_and_goes_on_later(number, 
         if point[0] > 10:
             assert any(intact(path.read_bytes()) for path in folder.glob("checkpoint*.pt"))
         finishes(wanted, undisturbed, place)
-    print(f"COUNT refused with {errno.errorcode[number]}: {len(points)}")
+    record_property(f"refused with {errno.errorcode[number]}", f"{len(points)}")
 
 
 @pytest.fixture
@@ -173,7 +175,7 @@ def disk(tmp_path):
     subprocess.run(["umount", "-l", place], check=True)
 
 
-def test_a_full_disk_keeps_the_last_checkpoint_and_with_space_it_goes_on(undisturbed, disk, capsys):
+def test_a_full_disk_keeps_the_last_checkpoint_and_with_space_it_goes_on(undisturbed, disk, capsys, record_property):
     wanted, cases, stopped, went_on = case("mlp"), count(60), 0, 0
     for i in range(cases):
         place, filler = disk / "runs", disk / "filler"
@@ -197,7 +199,7 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_with_space_it_goes_on(undistu
         finishes(wanted, undisturbed, place)
         shutil.rmtree(place)
         capsys.readouterr()
-    print(f"COUNT full disks: {stopped} of {cases} stopped, {went_on} went on from a checkpoint")
+    record_property("full disks", f"{stopped} of {cases} stopped, {went_on} went on from a checkpoint")
     assert stopped >= cases // 3 and went_on
 
 
@@ -325,7 +327,7 @@ def state_of(content: bytes, settings, data) -> dict:
     return trainer.state_dict()
 
 
-def test_any_flipped_bit_is_noticed_or_harmless(tmp_path, capsys):
+def test_any_flipped_bit_is_noticed_or_harmless(tmp_path, capsys, record_property):
     settings, data = settings_of("mlp", hidden_size=2), random_data("mlp")
     trainer = trainer_of(settings, data)
     trainer.run_epoch()
@@ -353,7 +355,7 @@ def test_any_flipped_bit_is_noticed_or_harmless(tmp_path, capsys):
             assert not note
             assert as_bytes(taken.state_dict()) == same, bit
             harmless += 1
-    print(f"COUNT flipped bits: {noticed} noticed, {harmless} harmless, of {len(bits)}")
+    record_property("flipped bits", f"{noticed} noticed, {harmless} harmless, of {len(bits)}")
     assert noticed > len(bits) / 2
 
 
@@ -571,7 +573,7 @@ def until(condition, limit: float = 60) -> None:
         time.sleep(0.01)
 
 
-def test_several_processes_share_a_list_and_never_train_one_run_at_a_time(undisturbed, tmp_path):
+def test_several_processes_share_a_list_and_never_train_one_run_at_a_time(undisturbed, tmp_path, record_property):
     rounds, trained = count(30), 0
     for i in range(rounds):
         place, guard = tmp_path / f"runs{i}", tmp_path / f"guard{i}"
@@ -599,7 +601,7 @@ def test_several_processes_share_a_list_and_never_train_one_run_at_a_time(undist
             wanted = case("mlp", seed)
             folder, = (place / "mlp").glob(f"*seed{seed}_*")
             assert outcome(folder) == undisturbed(wanted)[0]
-    print(f"COUNT rounds of four processes: {rounds}, {trained} runs trained to their ends")
+    record_property("rounds of four processes", f"{rounds}, {trained} runs trained to their ends")
 
 
 def test_the_second_process_says_who_holds_the_run_and_takes_over_when_it_dies(undisturbed, tmp_path):
