@@ -68,7 +68,8 @@ def draw(options) -> int:
         if not view.curves:
             print(f"{view.study.name}: no runs yet; {view.study.command} makes them")
         elif view.missing:
-            print(f"{view.study.name}: missing {len(view.missing)} of {len(view.settings)}: {', '.join(view.missing)}")
+            names = ", ".join(view.missing[:5]) + (", …" if len(view.missing) > 5 else "")
+            print(f"{view.study.name}: missing {len(view.missing)} of {len(view.settings)}: {names}")
     print(f"{len(figures)} figures, {len(tables)} tables and REPORT.md in {options.output}, "
           f"{time.perf_counter() - start:.1f} s")
     return 0

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 import warnings
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import run_main, write_image_folder
+from conftest import ROOT, run_main, write_image_folder
 from faults import FULL
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -401,3 +402,25 @@ def test_any_bytes_in_json_are_taken_or_seen_as_damaged(data, name):
         assert "other data" in str(error)
     finally:
         path.write_bytes(files().good[path]) if path in files().good else path.unlink()
+
+
+# Other versions of Python
+
+
+@pytest.mark.parametrize("version", ["3.10", "3.11", "3.12", "3.13"])
+def test_each_version_of_python_reads_every_file_and_answers_without_torch(version, tmp_path):
+    """Torch is there for one version; what needs none of it runs, and the rest is compiled."""
+    places = [shutil.which(f"python{version}"), *Path.home().glob(f".pyenv/versions/{version}.*/bin/python")]
+    python = next((str(place) for place in places if place and not subprocess.run(
+        [place, "-c", ""], capture_output=True).returncode), None)
+    if python is None:
+        pytest.skip(f"no Python {version} here")
+    files = [str(path) for folder in (".", "mlp", "cnn", "tests", "bench") for path in (ROOT / folder).glob("*.py")]
+    check = "import sys; [compile(open(name, encoding='utf-8').read(), name, 'exec') for name in sys.argv[1:]]"
+    subprocess.run([python, "-W", "error", "-c", check, *files], check=True)
+
+    for command, answer in (([python, ROOT / "mlp" / "main.py", "--help"], "examples:"),
+                            ([python, ROOT / "cnn" / "main.py", "--dry-run"], "128_0.001_0.2_False_False_2d_seed0"),
+                            ([ROOT / "run_grid.sh", "all", "--status", "--runs_dir", tmp_path], "131 missing")):
+        done = subprocess.run(command, env={**os.environ, "PYTHON": python}, capture_output=True, text=True)
+        assert answer in done.stdout and not done.stderr, done
