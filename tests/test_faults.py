@@ -117,7 +117,7 @@ def test_killed_at_any_moment_it_ends_as_if_nothing_had_happened(network, at_poi
         fault = chance.uniform(0, undisturbed.seconds[cases[i % len(cases)]])
         codes = crash_and_resume(cases[i % len(cases)], [fault], undisturbed, tmp_path / f"clock{i}")
         by_the_clock += codes.count(-9)
-    record_property(f"kills {network}", f"{killed} at {chosen} of {len(points)} points, {by_the_clock} by the clock")
+    record_property(f"kills {network}", f"{killed} at writes, fsyncs and renames, {by_the_clock} by the clock")
     assert killed >= chosen and by_the_clock >= count(by_clock) // 4
 
 
