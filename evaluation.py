@@ -54,6 +54,8 @@ def evaluate_run(options, build: Build, load: Callable[[Path, bool], Data], devi
         predict(trained, options.predict, build)
         return 0
     synthetic = options.synthetic or trained.settings.synthetic and options.data_dir == DATA_DIR
+    if trained.data["source"] == "image folder" and not synthetic and not (options.data_dir / "train").exists():
+        raise UserError(f"{trained.run.name} was trained on an image folder; name it with --data_dir")
     data = load(options.data_dir, synthetic)
     evaluate(trained, data, build, device)
     return 0

@@ -235,7 +235,8 @@ class Progress:
         if sys.stderr.isatty() and sys.stdout.isatty():
             # Without the defaults at its end, a name that --evaluate takes as well, a line has room for a bar.
             short = self.title.removesuffix("_seed0").removesuffix("_2d").removesuffix("_False_False")
-            self.bar = tqdm(total=settings.num_epochs, initial=epoch, desc=short, bar_format=BAR, dynamic_ncols=True)
+            self.bar = tqdm(total=max(settings.num_epochs, epoch), initial=epoch, desc=short, bar_format=BAR,
+                            dynamic_ncols=True)
 
     def step(self, share: float) -> None:
         if self.bar is not None:

@@ -143,9 +143,9 @@ def curves(figure: Figure, view: View, split: str, quantity: str) -> None:
         if len(values) > 1:
             deviation = values.std(0, ddof=1)
             axes.fill_between(epochs, mean - deviation, mean + deviation, color=colour, alpha=0.15, lw=0, zorder=1)
-    last = max(view.epochs, 2)
+    last = view.epochs
     step = next((step for step in (1, 5, 10, 20) if last <= 12 * step), last // 10)
-    axes.set(xlabel="epoch", ylabel=f"{SPLITS[split]} {unit}", xlim=(1, last), title=title)
+    axes.set(xlabel="epoch", ylabel=f"{SPLITS[split]} {unit}", xlim=(1, last) if last > 1 else (0.5, 1.5), title=title)
     axes.set_xticks([1, *range(step + (step == 1), last + 1, step)])
     handles, labels = axes.get_legend_handles_labels()
     head = "lowest validation loss first"

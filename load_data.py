@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 
 from runs import UserError, lock, make_folder, write_file
+from synthetic import SHAPES, generate
 
 DATA_DIR = Path(__file__).resolve().parent / "data"
 BATCHES = "cifar-10-batches-py"
@@ -68,7 +69,7 @@ def load_cifar_4d(data_dir: Path | str | None = None, synthetic: bool = False) -
     Raises UserError for data that cannot be had, read or trusted.
     """
     if synthetic:
-        return _synthetic()
+        return _data(*generate(), 50_000, SHAPES, "synthetic")
     folder = DATA_DIR if data_dir is None else Path(data_dir)
     try:
         return _load(folder)
@@ -100,6 +101,8 @@ def _load(folder: Path) -> Data:
     data = _read_cache(folder, sources)
     if data is not None:
         return data
+    if sources.kind == "official" and not os.path.lexists(folder / BATCHES):
+        _refuse_to_fill(folder)
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(UserError):  # a read-only folder: nothing in it can be made twice
             stack.enter_context(lock(folder / LOCK))
@@ -175,6 +178,19 @@ def _walk(folder: Path, place: str) -> list[tuple[str, int, int]]:
                         raise UserError(f"{entry.path} is not a file of at most {MAX_FILE} bytes; remove it")
                     found.append((f"{place}/{entry.name}", status.st_size, status.st_mtime_ns))
     return sorted(found)
+
+
+def _refuse_to_fill(folder: Path) -> None:
+    """CIFAR-10 is put into data/, or into an empty folder; a folder of any other kind was named by mistake."""
+    if folder == DATA_DIR:
+        return
+    if not folder.exists():
+        raise UserError(f"there is no folder {folder}; name one that holds train/ and test/, or CIFAR-10, or make an "
+                        "empty one to download CIFAR-10 to")
+    others = [name for name in os.listdir(folder) if not name.startswith((".", "cifar-10"))]
+    if others:
+        raise UserError(f"{folder} holds neither train/ and test/ nor CIFAR-10; name a folder that does, or an empty "
+                        "one to download CIFAR-10 to")
 
 
 def _refuse_link(path: Path) -> None:
@@ -355,45 +371,3 @@ def _extract(archive: Path, staging: Path) -> None:
             file.extractall(staging, filter="data")  # refuses what leads out of `staging`
     except (tarfile.TarError, EOFError, zlib.error) as error:
         raise UserError(f"{archive} cannot be unpacked ({error}); remove it to download it anew") from error
-
-
-# The generated set
-
-SHAPES = ("rows", "columns", "rising", "falling", "checks", "dots", "ring", "cross", "frame", "triangle")
-SHAPE_SIZE = 10
-
-
-def _synthetic() -> Data:
-    """Ten shapes at random places, in random colours and contrasts, over blocks and noise.
-
-    A shape is light on dark as often as the reverse, and anywhere: no single pixel tells the classes apart,
-    so that a CNN, which looks for a shape everywhere, does much better than an MLP. All arithmetic is on
-    integers, so every machine makes the same pictures.
-    """
-    parts = [_shapes_on_noise(10_000, seed) for seed in range(6)]
-    images, labels = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return _data(images, labels, 50_000, SHAPES, "synthetic")
-
-
-def _shapes_on_noise(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    random = np.random.RandomState(seed)
-    noise = np.frombuffer(random.bytes(count * 3072), np.uint8).reshape(count, 3, 32, 32) >> 3
-    blocks = random.randint(0, 64, (count, 3, 8, 8), dtype=np.uint8)
-    images = noise + blocks.repeat(4, axis=2).repeat(4, axis=3) + np.uint8(80)  # 80 to 174
-
-    labels = random.randint(0, len(SHAPES), count)
-    colours = random.randint(-64, 65, (count, 3, 1, 1)).astype(np.uint8)  # negative ones wrap around, twice
-    pictures, channels, rows, columns = np.ogrid[:count, :3, :SHAPE_SIZE, :SHAPE_SIZE]
-    top, left = random.randint(0, 33 - SHAPE_SIZE, (2, count, 1, 1, 1))
-    images[pictures, channels, top + rows, left + columns] += _shapes()[labels][:, None] * colours
-    return images, labels.astype(np.int64)
-
-
-def _shapes() -> np.ndarray:
-    """The shapes as zeros and ones, 10 x 10 x 10, in the order of SHAPES."""
-    y, x = np.mgrid[:SHAPE_SIZE, :SHAPE_SIZE]
-    v, h = abs(2 * y - SHAPE_SIZE + 1), abs(2 * x - SHAPE_SIZE + 1)  # twice the distance from the middle
-    shapes = (y % 4 < 2, x % 4 < 2, (x + y) % 4 < 2, (x - y) % 4 < 2, x // 2 % 2 == y // 2 % 2,
-              (x % 4 < 2) & (y % 4 < 2), (v**2 + h**2 >= 25) & (v**2 + h**2 < 100), np.minimum(v, h) < 4,
-              np.maximum(v, h) >= 7, h <= y)
-    return np.stack(shapes).astype(np.uint8)

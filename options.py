@@ -164,8 +164,8 @@ exit code: 0 all runs finished, 1 a run failed (its loss was no longer finite), 
     place = parser.add_argument_group("where and how")
     data = place.add_mutually_exclusive_group()
     data.add_argument("--data_dir", type=FOLDER, default=ROOT / "data", metavar="DIR",
-                      help="CIFAR-10 (downloaded if missing), or an image folder with train/CLASS/ and test/CLASS/; "
-                           "default: data/ of this repository")
+                      help="an image folder with train/CLASS/ and test/CLASS/, or CIFAR-10, which is downloaded if the "
+                           "folder is empty; default: data/ of this repository")
     data.add_argument("--synthetic", action="store_true", help="a built-in generated data set, for a first look")
     place.add_argument("--runs_dir", type=FOLDER, default=ROOT / "runs", metavar="DIR",
                        help="where runs land; default: runs/ of this repository")
@@ -226,6 +226,7 @@ def parse_command_line(network: str, description: str, arguments: list[str] | No
             options.seed, options.batch_size, options.learning_rate, options.drop_rate)))
     if options.dry_run:
         for settings in options.settings:
-            print(f"{one_line(str(options.runs_dir / network / settings.name))}  ({settings.num_epochs} epochs)")
+            print(f"{one_line(str(options.runs_dir / network / settings.name))}  ({settings.num_epochs} "
+                  f"epoch{'s' * (settings.num_epochs != 1)})")
         parser.exit()
     return options

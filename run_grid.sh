@@ -24,9 +24,9 @@ STUDY is one of
   --status      print how far each run is
   others        go to main.py, e.g. --num_epochs 2 --seed 0 1 2 --data_dir DIR --retry (cnn/main.py --help)
 
-Runs land in runs/, or --runs_dir. Ctrl-C ends all workers; the same call goes on where they were, and another call
-beside it adds workers. PYTHON=… picks the interpreter, by default that of .venv if there is one.
-Exit code: 0 all finished, 1 some failed or are not finished, 2 something for you to mend.
+Runs land in runs/, or --runs_dir; what the workers print, in logs/ there. Ctrl-C ends all workers; the same call goes
+on where they were, and another call beside it adds workers. PYTHON=… picks the interpreter, by default that of .venv if there is one.
+Exit code: 0 all finished, 1 some failed or are not finished, 2 something for you to mend, 130 stopped by Ctrl-C.
 EOF
 }
 
@@ -85,7 +85,8 @@ while [[ $# -gt 0 ]]; do
     -h | --help) help; exit ;;
     -j) workers=${2:-}; shift ;;
     -j*) workers=${1#-j} ;;
-    --dry-run | --status) mode=$1 ;;
+    --dry-run | --status) [[ $mode == train || $mode == "$1" ]] || die "take --dry-run or --status"; mode=$1 ;;
+    --evaluate* | --predict*) die "studies are trained; mlp/main.py and cnn/main.py do $1" ;;
     *) if [[ $1 != -* && ${#flags[@]} == 0 ]]; then studies+=("$1"); else flags+=("$1"); fi ;;
   esac
   [[ $# == 0 ]] || shift

@@ -49,7 +49,7 @@ def read(run: Run, num_epochs: int) -> Report:
     epochs = num_epochs if state == "finished" else min(len(rows), num_epochs)
     return Report(run, num_epochs, state, epochs,
                   sum(row["seconds"] for row in rows) / len(rows) if rows else None,
-                  max((row["val_acc"] for row in rows), default=None))
+                  max((row["val_acc"] for row in rows[:num_epochs]), default=None))
 
 
 def read_plan(lines) -> list[tuple[Run, int]]:
@@ -88,10 +88,10 @@ def duration(seconds: float | None) -> str:
 
 def summary(reports: list[Report]) -> str:
     count = Counter(report.state for report in reports)
-    text = f"{len(reports)} runs: " + ", ".join(f"{count[state]} {state}" for state in STATES)
+    text = f"{len(reports)} run{'s' * (len(reports) != 1)}: " + ", ".join(f"{count[state]} {state}" for state in STATES)
     if any(report.open_epochs for report in reports):
-        left = duration(seconds_left(reports))
-        text += f"; time left with {max(1, count['running'])} worker(s): {left}"
+        left, workers = duration(seconds_left(reports)), max(1, count["running"])
+        text += f"; time left with {workers} worker{'s' * (workers != 1)}: {left}"
         if left != "unknown":
             text += time.strftime(", until about %H:%M", time.localtime(time.time() + seconds_left(reports)))
     return text

@@ -130,7 +130,7 @@ def data_name(record: Record) -> str:
     data = record.config.get("data", {})
     name = (read_json(RESULTS / "data.json") or {}).get(data.get("fingerprint"))
     source = data.get("source", "unknown data")
-    return name or {"official": "CIFAR-10", "synthetic": "synthetic data, not CIFAR-10"}.get(source, source)
+    return name or {"official": "CIFAR-10", "synthetic": "generated data, not CIFAR-10"}.get(source, source)
 
 
 class Source:
@@ -312,5 +312,6 @@ def read_source(runs_dir: Path | None) -> Source:
     place = runs_dir or RESULTS
     source = Source(read_runs(place) if runs_dir else read_results(), read_json(place / "theory.json"))
     if not any(record.rows for record in source.records):
-        raise UserError(f"no runs in {place}; ./run_grid.sh all{f' --runs_dir {place}' if runs_dir else ''} makes them")
+        what = f"no runs in {place}" if place.is_dir() else f"there is no folder {place}"
+        raise UserError(f"{what}; ./run_grid.sh all{f' --runs_dir {place}' if runs_dir else ''} makes them")
     return source

@@ -230,6 +230,11 @@ def test_other_data_with_the_same_classes_is_named_and_nothing_kept(trained, tmp
     assert not (folder / "mistakes.png").exists()
 
 
+def test_the_image_folder_of_a_run_has_to_be_named(trained, tmp_path, capsys):
+    assert main("mlp", "--data_dir", tmp_path, "--runs_dir", trained, "--evaluate", "16_0.001_0.2") == 2
+    assert "was trained on an image folder; name it with --data_dir" in error_of(capsys)
+
+
 def test_other_classes_are_refused(trained, tmp_path, capsys):
     other = write_image_folder(tmp_path / "other", 6, 3, classes=3)
     assert main("mlp", "--data_dir", other, "--runs_dir", trained, "--evaluate", "16_0.001_0.2") == 2

@@ -26,6 +26,7 @@ from PIL import Image
 import load_data
 from load_data import load_cifar_2d, load_cifar_4d, normalize
 from runs import UserError
+from synthetic import shapes as synthetic_shapes
 
 PROCESS = f"""
 import sys
@@ -495,8 +496,18 @@ def server(official, monkeypatch):
     http_server.server_close()
 
 
+def test_nothing_is_downloaded_into_a_folder_that_was_named_by_mistake(server, tmp_path):
+    requests = server("well")
+    assert "there is no folder" in refusal(tmp_path / "mistyped")
+    images = tmp_path / "images"
+    (images / "train" / "cat").mkdir(parents=True)
+    assert "holds neither train/ and test/ nor CIFAR-10" in refusal(images / "train")
+    assert not requests and not (tmp_path / "mistyped").exists() and not list((images / "train").glob(".*"))
+
+
 def test_the_archive_is_downloaded_once(server, official, tmp_path, capsys):
     requests = server("well")
+    (tmp_path / "new" / "data").mkdir(parents=True)
     same(load_cifar_4d(tmp_path / "new" / "data"), load_cifar_4d(official))
     asked = len(requests)  # torchvision asks twice: first where the address leads
     assert asked > 0
@@ -514,6 +525,7 @@ def test_a_failed_download_names_the_ways_out_and_leaves_nothing(server, tmp_pat
     monkeypatch.setattr(load_data, "STALL_LIMIT", 0.5)
     monkeypatch.setattr(load_data, "DOWNLOAD_LIMIT", limit)
     server(way)
+    (tmp_path / "data").mkdir()
     start = time.perf_counter()
     message = refusal(tmp_path / "data")
     assert time.perf_counter() - start < 5
@@ -564,7 +576,7 @@ def test_the_generated_classes_are_found_by_filters_and_not_by_pixels(synthetic)
     linear = torch.linalg.solve(x.mT @ x + 100 * torch.eye(3072), x.mT @ y)
     by_pixels = ((normalize(test.images).flatten(1) @ linear).argmax(1) == test.labels).float().mean()
 
-    shapes = torch.from_numpy(load_data._shapes()).float()
+    shapes = torch.from_numpy(synthetic_shapes()).float()
     shapes -= shapes.mean((1, 2), keepdim=True)
     shapes /= shapes.square().sum((1, 2), keepdim=True).sqrt()
     few = normalize(test.images[:1000])

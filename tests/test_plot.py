@@ -282,7 +282,7 @@ def test_synthetic_runs_are_said_to_be(tmp_path, monkeypatch):
     views, source = look_at(fabricate("mlp", all_settings("batchsize"), **SYNTHETIC))
     notebook = Notebook(monkeypatch)
     draw_all({"batchsize": views["batchsize"]}, source, tmp_path)
-    assert "synthetic data, not CIFAR-10" in notebook.read()
+    assert "generated data, not CIFAR-10" in notebook.read()
 
 
 def test_the_shared_images_have_their_name():

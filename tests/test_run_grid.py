@@ -92,6 +92,16 @@ def test_a_bad_data_folder_is_told_once_however_many_workers(tmp_path):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("arguments, words", [
+    (["mlp", "--dry-run", "--status"], "take --dry-run or --status"),
+    (["mlp", "--evaluate", "x"], "mlp/main.py and cnn/main.py do --evaluate"),
+    (["nlp"], "there is no study 'nlp'"), ([], "name a study"), (["mlp", "-j", "0"], "argument -j: '0'")])
+def test_a_call_that_cannot_be_is_refused_in_one_line(arguments, words):
+    done = call(*arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert len(done.stderr.splitlines()) == 1 and words in done.stderr
+
+
 # How far it is
 
 def write_rows(folder: Path, epochs: int, seconds: float, accuracy: float = 0.5) -> None:
