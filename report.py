@@ -29,6 +29,7 @@ CLAIMS = {"MLP": (1,), "CNN": (2,), "MLP_ablation": (4, 6, 7), "CNN_ablation": (
 CODE = ("BatchNorm.forward", "BatchNorm.uses_batch_statistics", "BatchNorm.track", "Dropout.forward")
 NOT_YET = "Not run yet."
 AIM = 0.8  # test accuracy
+EPOCHS = {"MLP": 20, "CNN": 50}  # of a whole run
 
 
 # Tables
@@ -134,10 +135,12 @@ def best_table(views: dict[str, View]) -> str:
     """The best of each grid, and the networks of the ablations, which may have been trained for longer."""
     rows = []
     for name, base in BASES.items():
-        for what, view, label in ((f"best {name} of the grid", views[name], next(iter(views[name].curves), "")),
+        grid = views[name]
+        tried = f", of {len(grid.curves)} of its {len(grid.settings)} settings" if grid.missing else ""
+        for what, view, label in ((f"best {name} of the grid{tried}", grid, next(iter(grid.curves), "")),
                                   (f"{name} of the ablation", views[f"{name}_ablation"], f"{base}_False_False")):
             curve = view.curves.get(label)
-            rows.append([what, f"`{curve.label}`", f"{curve.epochs} of {view.epochs}", len(curve.runs), view.data,
+            rows.append([what, f"`{curve.label}`", f"{curve.epochs} of {EPOCHS[name]}", len(curve.runs), view.data,
                          *(value(curve, key) for key in ("val_acc", "test_acc", "test_loss"))] if curve
                         else [what, NOT_YET, *["–"] * 6])
     return markdown(["", "setting", "epochs", "seeds", "data", *(COLUMNS[key] for key in (
