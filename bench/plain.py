@@ -39,8 +39,10 @@ def read(data_dir, train):
         return normalize(images), labels
     folder = Path(data_dir) / ("train" if train else "test")
     dataset = ImageFolder(folder, ToTensor()) if folder.is_dir() else CIFAR10(data_dir, train, ToTensor())
-    images, labels = zip(*dataset, strict=True)
-    return torch.stack(images) - 128 / 255, torch.tensor(labels)
+    images, labels = torch.empty(len(dataset), 3, 32, 32), torch.empty(len(dataset), dtype=torch.int64)
+    for i, (image, label) in enumerate(dataset):  # a list of them would leave its memory to the training's tensors
+        images[i], labels[i] = image - 128 / 255, label
+    return images, labels
 
 
 class PlainBatchNorm(nn.Module):
