@@ -72,7 +72,8 @@ def test_flags_vary_a_study(tmp_path):
 @pytest.mark.parametrize(("arguments", "named"), [
     (["mpl"], "mpl"), ([], "study"), (["mlp", "cnm"], "cnm"), (["mlp", "-j", "0"], "'0'"), (["-jx", "mlp"], "'x'"),
     (["mlp", "-j"], "-j"), (["mlp", "--drop_rate", "1"], "'1'"), (["mlp", "--speed", "3"], "--speed"),
-    (["mlp", "--dropout_type", "1d"], "--dropout_type")])
+    (["mlp", "--dropout_type", "1d"], "--dropout_type"), (["mlp", "--evaluate", "x"], "--evaluate"),
+    (["mlp", "--dry-run", "--status"], "take --dry-run or --status")])
 def test_what_is_wrong_is_told_in_one_line_before_any_work(tmp_path, arguments, named):
     done = call(*arguments, *(["--runs_dir", tmp_path / "runs"] if arguments else []))
     assert (done.returncode, done.stdout) == (2, "")
@@ -90,16 +91,6 @@ def test_a_bad_data_folder_is_told_once_however_many_workers(tmp_path):
     assert len(done.stderr.splitlines()) == 1
     assert str(tmp_path / "data") in done.stderr
     assert "Traceback" not in done.stderr
-
-
-@pytest.mark.parametrize("arguments, words", [
-    (["mlp", "--dry-run", "--status"], "take --dry-run or --status"),
-    (["mlp", "--evaluate", "x"], "mlp/main.py and cnn/main.py do --evaluate"),
-    (["nlp"], "there is no study 'nlp'"), ([], "name a study"), (["mlp", "-j", "0"], "argument -j: '0'")])
-def test_a_call_that_cannot_be_is_refused_in_one_line(arguments, words):
-    done = call(*arguments)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert len(done.stderr.splitlines()) == 1 and words in done.stderr
 
 
 # How far it is
