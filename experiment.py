@@ -1,13 +1,14 @@
 """From settings to finished runs: takes each run's lock, takes up its checkpoint, trains, writes, reports."""
 
+import contextlib
 import ctypes
 import io
 import os
 import platform
 import sys
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 # Read when torch is loaded. Threads that wait for each other in a busy loop, as is their habit, make training
@@ -22,8 +23,9 @@ from load_data import Data
 from options import Settings
 from runs import COLUMNS, Run, UserError, is_number, one_line
 from tracking import Tracking, chosen_tools
-from training import Diverged, Trainer, on_device
+from training import Diverged, Trainer, on_device, run_epoch
 
+SIDE_BY_SIDE = 8  # small MLPs at once: enough to share the work on the images, few enough for several workers
 BAR = "{desc} |{bar}| {n:.1f}/{total} [{elapsed}<{remaining}{postfix}]"
 
 
@@ -86,7 +88,8 @@ def train_all(options, build: Callable[[Settings], nn.Module], data: Data, devic
     for settings, run in todo.items():
         refuse_impossible(settings, run, data)
     data = Data(*(on_device(split, device) for split in data[:3]), *data[3:])
-    tools, places = chosen_tools(options), {run: place for place, run in enumerate(todo.values(), 1)}
+    tools, places = chosen_tools(options), {settings: place for place, settings in enumerate(todo, 1)}
+    size = SIDE_BY_SIDE if gains_from_company(options, device) else 1
 
     def is_open(settings: Settings, run: Run) -> bool:
         if run.finished(settings.num_epochs):
@@ -98,12 +101,18 @@ def train_all(options, build: Callable[[Settings], nn.Module], data: Data, devic
     waiting_for = None
     while open_runs := {settings: run for settings, run in todo.items() if is_open(settings, run)}:
         trained = False
-        for settings, run in open_runs.items():
-            with run.hold() as held:
-                if held and is_open(settings, run):
-                    place = f"{places[run]}/{len(todo)} " if len(todo) > 1 else ""
-                    train(run, settings, build, data, device, tools, place)
-                    trained = True
+        for candidates in teams(list(open_runs), size):
+            with contextlib.ExitStack() as stack:
+                team = []
+                for settings in candidates:
+                    run, ends = todo[settings], stack.enter_context(contextlib.ExitStack())
+                    if ends.enter_context(run.hold()) and is_open(settings, run):
+                        place = f"{places[settings]}/{len(todo)} " if len(todo) > 1 else ""
+                        team.append(Training(run, settings, build, data, device, ends, tools, place))
+                    else:
+                        ends.close()
+                train(team)
+                trained = trained or bool(team)
         if not trained and options.no_wait:
             break
         if not trained:
@@ -114,6 +123,21 @@ def train_all(options, build: Callable[[Settings], nn.Module], data: Data, devic
             time.sleep(0.5)
     print_table(todo)
     return 1 if any(run.failure() for run in todo.values()) else 0
+
+
+def gains_from_company(options, device: torch.device) -> bool:
+    """Whether runs are trained side by side: where preparing the images is a part of the time worth sharing."""
+    hidden_size = options.settings[0].hidden_size  # of a CNN None
+    small = hidden_size is not None and hidden_size <= 1000
+    return small and device.type == "cpu" and not options.wandb  # W&B takes one run of a process at a time
+
+
+def teams(runs: list[Settings], size: int) -> list[list[Settings]]:
+    """Groups of up to `size` runs that see the same batches."""
+    alike: dict = {}
+    for settings in runs:
+        alike.setdefault((settings.batch_size, settings.seed), []).append(settings)
+    return [group[start:start + size] for group in alike.values() for start in range(0, len(group), size)]
 
 
 def refuse_impossible(settings: Settings, run: Run, data: Data) -> None:
@@ -140,47 +164,92 @@ def describe(settings: Settings, data: Data, device: torch.device) -> dict:
     }
 
 
-def train(run: Run, settings: Settings, build: Callable[[Settings], nn.Module], data: Data,
-          device: torch.device, tools: list[type] = (), place: str = "") -> None:
-    """Train one run, whose lock is held, to its end, or to its failure. `place` is its place in the list, to show."""
-    trainer = take_up(run, lambda: Trainer(lambda: build(settings), data, settings, device), settings, data)
-    config = describe(settings, data, device)
-    run.start(config)
-    if trainer.epoch:
-        run.save_views(trainer.rows, best_file(trainer))  # they may be older or newer than the checkpoint
-    tracking = Tracking(tools, run.folder, config, trainer.rows)
-    progress = Progress(settings, trainer.epoch, place)
+class Training:
+    """One run in this process, whose lock is held: its trainer, and what shows and writes down how it goes.
 
-    def record(rows: list[dict], checkpoint: bytes, best: bytes | None) -> None:
-        run.save(rows, checkpoint, best)
-        tracking.epoch(rows[-1])
-        progress.epoch(rows[-1])
+    `ends` is closed as soon as the run is finished or failed, and gives the lock back.
+    """
 
-    try:
-        with ThreadPoolExecutor(max_workers=1) as recorder:  # disks are slow: the next epoch trains meanwhile
-            recorded = recorder.submit(lambda: None)
-            while trainer.epoch < settings.num_epochs:
-                row = trainer.run_epoch(progress.step)
-                recorded.result()  # raises what went wrong
-                checkpoint = as_bytes({"identity": identity(settings, data), **trainer.state_dict()})
-                best = best_file(trainer) if trainer.best is row else None
-                recorded = recorder.submit(record, trainer.rows[:], checkpoint, best)
-            recorded.result()
-        result = {"epochs": trainer.epoch, "best_epoch": trainer.best["epoch"],
-                  **{key: trainer.best[key] for key in ("val_loss", "val_acc", "test_loss", "test_acc")},
-                  "seconds": round(sum(row["seconds"] for row in trainer.rows), 3)}
-        tracking.finish(result)
-        run.finish(result)
-    except (UserError, OSError):
-        raise  # no fault of the run
-    except Exception as error:  # recorded, so that the other runs go on
-        reason = str(error) if isinstance(error, Diverged) else f"{type(error).__name__}: {error}"
-        run.fail({"reason": reason, "epoch": trainer.epoch + 1, "step": getattr(error, "step", None),
-                  "time": time.time()})
-        progress.say(f"failed: {reason}")
-    finally:
-        progress.close()
-        tracking.close()
+    def __init__(self, run: Run, settings: Settings, build: Callable[[Settings], nn.Module], data: Data,
+                 device: torch.device, ends: contextlib.ExitStack, tools: list[type] = (), place: str = ""):
+        self.run, self.settings, self.data, self.ends = run, settings, data, ends
+        self.trainer = take_up(run, lambda: Trainer(lambda: build(settings), data, settings, device), settings, data)
+        config = describe(settings, data, device)
+        run.start(config)
+        if self.trainer.epoch:
+            run.save_views(self.trainer.rows, best_file(self.trainer))  # they may be older or newer than the checkpoint
+        self.tracking = Tracking(tools, run.folder, config, self.trainer.rows)
+        ends.callback(self.tracking.close)
+        self.progress = Progress(settings, self.trainer.epoch, place)
+        ends.callback(self.progress.close)
+        self.recorded: Future | None = None
+        self.failed = False
+
+    @property
+    def goes_on(self) -> bool:
+        return not self.failed and self.trainer.epoch < self.settings.num_epochs
+
+    @contextlib.contextmanager
+    def failure_recorded(self) -> Iterator[None]:
+        """What goes wrong within is noted in the run's folder, so that the other runs go on."""
+        try:
+            yield
+        except (UserError, OSError):
+            raise  # no fault of the run
+        except Exception as error:
+            self.failed = True
+            reason = str(error) if isinstance(error, Diverged) else f"{type(error).__name__}: {error}"
+            self.run.fail({"reason": reason, "epoch": self.trainer.epoch + 1, "step": getattr(error, "step", None),
+                           "time": time.time()})
+            self.progress.say(f"failed: {reason}")
+            self.ends.close()
+
+    def take(self, outcome: dict | Exception, recorder: ThreadPoolExecutor) -> None:
+        """Have `recorder` write the row of an epoch and the state after it."""
+        with self.failure_recorded():
+            self.wait()
+            if isinstance(outcome, Exception):
+                raise outcome
+            checkpoint = as_bytes({"identity": identity(self.settings, self.data), **self.trainer.state_dict()})
+            best = best_file(self.trainer) if self.trainer.best is outcome else None
+            self.recorded = recorder.submit(self.record, self.trainer.rows[:], checkpoint, best)
+
+    def record(self, rows: list[dict], checkpoint: bytes, best: bytes | None) -> None:
+        self.run.save(rows, checkpoint, best)
+        self.tracking.epoch(rows[-1])
+        self.progress.epoch(rows[-1])
+
+    def wait(self) -> None:
+        """Until the last epoch is written; raises what went wrong with it."""
+        if self.recorded:
+            self.recorded.result()
+
+    def finish(self) -> None:
+        if self.failed:
+            return
+        with self.failure_recorded():
+            self.wait()
+            rows, best = self.trainer.rows, self.trainer.best
+            result = {"epochs": len(rows), "best_epoch": best["epoch"],
+                      **{key: best[key] for key in ("val_loss", "val_acc", "test_loss", "test_acc")},
+                      "seconds": round(sum(row["seconds"] for row in rows), 3)}
+            self.tracking.finish(result)
+            self.run.finish(result)
+            self.ends.close()
+
+
+def train(team: list[Training]) -> None:
+    """Train runs side by side, each to its end or to its failure."""
+    with ThreadPoolExecutor(max_workers=1) as recorder:  # disks are slow: the next epoch trains meanwhile
+        while going := [training for training in team if training.goes_on]:
+            epoch = min(training.trainer.epoch for training in going)
+            level = [training for training in going if training.trainer.epoch == epoch]  # not so after a crash
+            outcomes = run_epoch([training.trainer for training in level],
+                                 lambda share: [training.progress.step(share) for training in level])  # noqa: B023
+            for training, outcome in zip(level, outcomes, strict=True):
+                training.take(outcome, recorder)
+        for training in team:
+            training.finish()
 
 
 def identity(settings: Settings, data: Data) -> dict:

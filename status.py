@@ -34,6 +34,7 @@ class Report:
     epochs: int  # done
     speed: float | None  # seconds per epoch
     val_acc: float | None  # the best so far
+    worker: str  # who trains it
 
     @property
     def name(self) -> str:
@@ -49,7 +50,7 @@ def read(run: Run, num_epochs: int) -> Report:
     epochs = num_epochs if state == "finished" else min(len(rows), num_epochs)
     return Report(run, num_epochs, state, epochs,
                   sum(row["seconds"] for row in rows) / len(rows) if rows else None,
-                  max((row["val_acc"] for row in rows[:num_epochs]), default=None))
+                  max((row["val_acc"] for row in rows[:num_epochs]), default=None), run.holder().split(" since ")[0])
 
 
 def read_plan(lines) -> list[tuple[Run, int]]:
@@ -76,7 +77,12 @@ def seconds_left(reports: list[Report]) -> float | None:
             if not alike:
                 return None
             total += report.open_epochs * sum(alike) / len(alike)
-    return total / max(1, sum(report.state == "running" for report in reports))
+    return total / workers(reports)
+
+
+def workers(reports: list[Report]) -> int:
+    """The processes that train, at least one; each may train several runs side by side."""
+    return max(1, len({report.worker for report in reports if report.state == "running"}))
 
 
 def duration(seconds: float | None) -> str:
@@ -90,8 +96,8 @@ def summary(reports: list[Report]) -> str:
     count = Counter(report.state for report in reports)
     text = f"{len(reports)} run{'s' * (len(reports) != 1)}: " + ", ".join(f"{count[state]} {state}" for state in STATES)
     if any(report.open_epochs for report in reports):
-        left, workers = duration(seconds_left(reports)), max(1, count["running"])
-        text += f"; time left with {workers} worker{'s' * (workers != 1)}: {left}"
+        left, n = duration(seconds_left(reports)), workers(reports)
+        text += f"; time left with {n} worker{'s' * (n != 1)}: {left}"
         if left != "unknown":
             text += time.strftime(", until about %H:%M", time.localtime(time.time() + seconds_left(reports)))
     return text

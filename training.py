@@ -7,7 +7,7 @@ the epoch's losses are read.
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from load_data import Data, Split, normalize
 from options import Settings
 
+SPLITS = ("train", "val", "test")
 EVALUATION_BATCH = 250  # large enough to be fast, small enough that the CNN's activations take 100 MB
 
 
@@ -110,6 +111,11 @@ class Trainer:
         """The number of finished epochs."""
         return len(self.rows)
 
+    @property
+    def steps(self) -> int:
+        """The number of steps in an epoch."""
+        return len(self.data.train.labels) // self.settings.batch_size
+
     def state_dict(self) -> dict:
         return {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict(), "rows": self.rows,
                 "best": self.best, "best_weights": self.best_weights}
@@ -119,75 +125,107 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.rows, self.best, self.best_weights = state["rows"], state["best"], state["best_weights"]
 
-    def run_epoch(self, on_step: Callable[[float], None] = lambda share: None) -> dict:
-        """Train for one epoch and evaluate; returns the epoch's row.
+    def start_epoch(self) -> None:
+        """Seed all random numbers, shuffle the training set, and forget the last epoch's losses."""
+        order = torch.randperm(len(self.data.train.labels), generator=seed_epoch(self.settings.seed, self.epoch + 1))
+        self.order = order.to(self.device)
+        self.losses = {name: [] for name in SPLITS}
+        self.correct = {name: torch.zeros((), device=self.device) for name in SPLITS}
+        self.network.train()
 
-        `on_step` is called after each step with the share of the epoch that it was.
+    def training_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images, normalized, and labels of each step: the training set in the epoch's order, without the incomplete
+        last batch."""
+        images, labels = self.data.train
+        for index in self.order.split(self.settings.batch_size)[:self.steps]:
+            yield normalize(take(images, index)), labels.index_select(0, index)
 
-        Raises:
-            Diverged: the loss, or that of the evaluation, was not finite
-        """
-        start = time.perf_counter()
-        losses, correct = self.train_epoch(on_step)
-        splits = {"train": (losses.mean(), correct), "val": self.evaluate(self.data.val),
-                  "test": self.evaluate(self.data.test)}
-        sizes = (len(losses) * self.settings.batch_size, len(self.data.val.labels), len(self.data.test.labels))
-        measured = torch.stack([torch.stack(pair) for pair in splits.values()]).tolist()  # waits for the device
+    def step(self, x: Tensor, y: Tensor) -> None:
+        """One step of the optimizer on a batch. Loss and right answers are those of training mode, on the way."""
+        progress = (self.epoch + len(self.losses["train"]) / self.steps) / self.settings.num_epochs
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.learning_rate * learning_rate_factor(self.settings.schedule, progress)
+        logits = self.logits(augmented(x) if self.settings.augment else x)
+        loss = F.cross_entropy(logits, y)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.note("train", loss.detach()[None], logits.detach(), y)
+
+    def evaluation_batches(self, name: str) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images, normalized, and labels of a split: every sample."""
+        for images, y in zip(*(tensor.split(EVALUATION_BATCH) for tensor in getattr(self.data, name)), strict=True):
+            yield normalize(images), y
+
+    @torch.no_grad()
+    def evaluate(self, name: str, x: Tensor, y: Tensor) -> None:
+        """Take a batch of a split into the epoch's row, the network being in evaluation mode."""
+        logits = self.logits(x)
+        self.note(name, F.cross_entropy(logits, y, reduction="none"), logits, y)
+
+    def note(self, name: str, losses: Tensor, logits: Tensor, y: Tensor) -> None:
+        self.losses[name].append(losses)
+        self.correct[name] += (logits.argmax(1) == y).sum()
+
+    def end_epoch(self) -> dict:
+        """The epoch's row, but for the seconds; raises Diverged."""
+        losses = {name: torch.cat(self.losses[name]) for name in SPLITS}
+        sizes = (self.steps * self.settings.batch_size, len(self.data.val.labels), len(self.data.test.labels))
+        measured = torch.stack([torch.stack((losses[name].mean(), self.correct[name])) for name in SPLITS])
         row = {"epoch": self.epoch + 1}
-        for name, size, (loss, count) in zip(splits, sizes, measured, strict=True):
+        for name, size, (loss, count) in zip(SPLITS, sizes, measured.tolist(), strict=True):  # waits for the device
             row |= {f"{name}_loss": round(loss, 6), f"{name}_acc": round(count / size, 6)}
         if not all(map(math.isfinite, row.values())):
-            infinite = (~losses.isfinite()).nonzero()
-            raise Diverged(row["epoch"], int(infinite[0]) + 1 if len(infinite) else len(losses))
-        row["seconds"] = round(time.perf_counter() - start, 3)
+            infinite = (~losses["train"].isfinite()).nonzero()
+            raise Diverged(row["epoch"], int(infinite[0]) + 1 if len(infinite) else self.steps)
         self.rows.append(row)
         if not self.best or row["val_acc"] > self.best["val_acc"]:
             self.best = row
             self.best_weights = {key: value.detach().clone() for key, value in self.network.state_dict().items()}
         return row
 
-    def train_epoch(self, on_step: Callable[[float], None]) -> tuple[Tensor, Tensor]:
-        """One pass over the training set, in new order, without the incomplete last batch.
-
-        Returns the losses, one per step, and the number of right answers, both taken in training mode on the way.
-        """
-        settings = self.settings
-        images, labels = self.data.train
-        order = torch.randperm(len(labels), generator=seed_epoch(settings.seed, self.epoch + 1)).to(self.device)
-        batches = [batch for batch in order.split(settings.batch_size) if len(batch) == settings.batch_size]
-        self.network.train()
-        losses, correct = [], torch.zeros((), device=self.device)
-        for step, index in enumerate(batches):
-            progress = (self.epoch + step / len(batches)) / settings.num_epochs
-            for group in self.optimizer.param_groups:
-                group["lr"] = settings.learning_rate * learning_rate_factor(settings.schedule, progress)
-            loss, right = self.step(images, labels, index)
-            losses.append(loss)
-            correct += right
-            on_step(1 / len(batches))
-        return torch.stack(losses), correct
-
-    def step(self, images: Tensor, labels: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-        """One step of the optimizer on the samples at `index`; returns the loss and the number of right answers."""
-        x, y = normalize(take(images, index)), labels.index_select(0, index)
-        logits = self.logits(augmented(x) if self.settings.augment else x)
-        loss = F.cross_entropy(logits, y)
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
-        return loss.detach(), (logits.detach().argmax(1) == y).sum()
-
-    @torch.no_grad()
-    def evaluate(self, split: Split) -> tuple[Tensor, Tensor]:
-        """Mean loss and number of right answers over every sample of the split, in evaluation mode."""
-        self.network.eval()
-        losses, correct = [], torch.zeros((), device=self.device)
-        for images, y in zip(*(tensor.split(EVALUATION_BATCH) for tensor in split), strict=True):
-            logits = self.logits(normalize(images))
-            losses.append(F.cross_entropy(logits, y, reduction="none"))
-            correct += (logits.argmax(1) == y).sum()
-        return torch.cat(losses).mean(), correct
-
     def logits(self, x: Tensor) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
             return self.network(x).float()
+
+
+def run_epoch(trainers: Sequence[Trainer], on_step: Callable[[float], None] = lambda share: None) -> list:
+    """Train networks side by side for one epoch and evaluate them; returns each one's row, or what went wrong instead:
+    Diverged, or any other exception.
+
+    They share data, seed, batch size and epoch, and so the batches, each of which is made once for all of them: that
+    is a tenth of an MLP's step. Each network has a stream of random numbers of its own, as if it were alone, so its
+    row is the same, but for the seconds: those are its share of the time.
+
+    `on_step` is called after each step with the share of the epoch that it was.
+    """
+    start, first = time.perf_counter(), trainers[0]
+    streams, outcomes = {}, {}
+
+    def each(work: Callable, *batch: str | Tensor) -> None:
+        for trainer in trainers:
+            if isinstance(outcomes.get(trainer), Exception):
+                continue
+            if trainer in streams:
+                torch.set_rng_state(streams[trainer])
+            try:
+                outcomes[trainer] = work(trainer, *batch)
+            except Exception as error:
+                outcomes[trainer] = error
+            if len(trainers) > 1:
+                streams[trainer] = torch.get_rng_state()
+
+    each(Trainer.start_epoch)
+    for x, y in first.training_batches():
+        each(Trainer.step, x, y)
+        on_step(1 / first.steps)
+    each(lambda trainer: trainer.network.eval())
+    for name in ("val", "test"):
+        for x, y in first.evaluation_batches(name):
+            each(Trainer.evaluate, name, x, y)
+    each(Trainer.end_epoch)
+    seconds = round((time.perf_counter() - start) / len(trainers), 3)
+    for outcome in outcomes.values():
+        if isinstance(outcome, dict):
+            outcome["seconds"] = seconds
+    return list(outcomes.values())

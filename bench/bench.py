@@ -7,6 +7,7 @@ set, which costs the same.
 """
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -31,7 +32,7 @@ from load_data import load_cifar_2d, load_cifar_4d, normalize
 from mlp.model import MLP
 from options import Settings
 from plain import peak_mb
-from training import Trainer, on_device
+from training import Trainer, on_device, take
 
 CPU = torch.device("cpu")
 TRAIN, EVALUATE = 40_000, 20_000
@@ -65,15 +66,14 @@ def steps_in_turns(builders: dict, network: str, data, batch_size: int, precisio
     for name, build in builders.items():
         settings = Settings(network, batch_size, 0.001, 0.2, 0, 1, precision=precision)
         trainers[name] = Trainer(build, data, settings, CPU)
-        trainers[name].network.train()
+        trainers[name].start_epoch()
     images, labels = data.train
     seconds = {name: [] for name in trainers}
     for i in range(rounds + 2):
         index = torch.randperm(len(labels))[:batch_size]
         for name, trainer in trainers.items():
             start = time.perf_counter()
-            loss = trainer.step(images, labels, index)[0]
-            loss.item()
+            trainer.step(normalize(take(images, index)), labels.index_select(0, index))
             if i >= 2:  # the first steps also set up
                 seconds[name].append(time.perf_counter() - start)
     return seconds
@@ -126,24 +126,33 @@ def finish(process: subprocess.Popen) -> dict:
 
 
 def measure(network: str, data_dir: str, batch_size: int, steps: int, evaluations: int) -> dict:
-    """Seconds per step, per evaluated batch of 250, and of the MLP's two large products alone, and the peak memory."""
+    """Seconds per step, per evaluated batch of 250, and of the MLP's two large products alone, and the peak memory.
+
+    MLPs are trained side by side, as `main.py` does with those of a grid, and the seconds are those of one of them.
+    """
     experiment.keep_freed_memory()
     data = load(network, data_dir)
     settings = Settings(network, batch_size, 0.001, 0.2, 0, 1)
-    trainer = Trainer(CNN if network == "cnn" else MLP, data, settings, CPU)
-    order = torch.randperm(len(data.train.labels))
-    seconds = {"step": [], "evaluation": [], "products": []}
-    trainer.network.train()
-    for i in range(steps):
-        begin = time.perf_counter()
-        trainer.step(*data.train, order[(i * batch_size) % 30_000:][:batch_size])
-        seconds["step"].append(time.perf_counter() - begin)
-    trainer.network.eval()
-    with torch.no_grad():
-        for i in range(evaluations):
-            begin = time.perf_counter()
-            trainer.logits(normalize(data.test.images[250 * i:250 * (i + 1)]))
-            seconds["evaluation"].append(time.perf_counter() - begin)
+    trainers = [Trainer(CNN if network == "cnn" else MLP, data, settings, CPU)
+                for _ in range(experiment.SIDE_BY_SIDE if network == "mlp" else 1)]
+    for trainer in trainers:
+        trainer.start_epoch()
+
+    def timed(batches, work, count: int) -> list[float]:
+        times, last = [], time.perf_counter()
+        for x, y in itertools.islice(batches, count):
+            for trainer in trainers:
+                work(trainer, x, y)
+            now = time.perf_counter()
+            times.append((now - last) / len(trainers))
+            last = now
+        return times
+
+    seconds = {"step": timed(trainer.training_batches(), Trainer.step, steps), "products": []}
+    for trainer in trainers:
+        trainer.network.eval()
+    seconds["evaluation"] = timed(trainer.evaluation_batches("test"),
+                                  lambda trainer, x, y: trainer.evaluate("test", x, y), evaluations)
     x, weight, gradient = torch.randn(batch_size, 3072), torch.randn(100, 3072), torch.randn(batch_size, 100)
     for _ in range(steps if network == "mlp" else 0):
         begin = time.perf_counter()

@@ -24,7 +24,7 @@ import pytest
 import torch
 from conftest import write_image_folder
 from faults import FULL, Case, Child, Operations, Undisturbed, at, case, count, die, moments, outcome
-from in_process import main, only_run, random_data, settings_of, trainer_of
+from in_process import main, one_epoch, only_run, random_data, settings_of, trainer_of
 
 import experiment
 import runs
@@ -330,7 +330,7 @@ def state_of(content: bytes, settings, data) -> dict:
 def test_any_flipped_bit_is_noticed_or_harmless(tmp_path, capsys, record_property):
     settings, data = settings_of("mlp", hidden_size=2), random_data("mlp")
     trainer = trainer_of(settings, data)
-    trainer.run_epoch()
+    one_epoch(trainer)
     good = as_bytes({"identity": identity(settings, data), **trainer.state_dict()})
     folder = tmp_path / "run"
     folder.mkdir()
@@ -545,22 +545,23 @@ def test_a_loss_that_is_large_but_finite_is_a_result(images, tmp_path):
 def watched(wanted: Case, data: Path, place: Path, guard: Path, pause: float = 0.0):
     """Work for a Child that fails if two processes train the same run at a time."""
     def work() -> int:
-        train, run_epoch = experiment.train, experiment.Trainer.run_epoch
+        train, run_epoch = experiment.train, experiment.run_epoch
 
-        def alone(run, *rest):
-            mark = guard / run.name
-            descriptor = os.open(mark, os.O_CREAT | os.O_EXCL)
-            os.close(descriptor)
+        def alone(team):
+            marks = [guard / training.run.name for training in team]
+            for mark in marks:
+                os.close(os.open(mark, os.O_CREAT | os.O_EXCL))
             try:
-                train(run, *rest)
+                train(team)
             finally:
-                mark.unlink()
+                for mark in marks:
+                    mark.unlink()
 
-        def slow(trainer, *rest):
+        def slow(*arguments):
             time.sleep(pause)
-            return run_epoch(trainer, *rest)
+            return run_epoch(*arguments)
 
-        experiment.train, experiment.Trainer.run_epoch = alone, slow
+        experiment.train, experiment.run_epoch = alone, slow
         return wanted.run(data, place)
 
     return work

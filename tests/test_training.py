@@ -13,15 +13,14 @@ import termios
 import pytest
 import torch
 from conftest import ROOT, run_main
-from in_process import main, only_run, random_data, settings_of, trainer_of, untimed
+from in_process import main, one_epoch, only_run, random_data, settings_of, trainer_of, untimed
 from torch import nn
-from torch.testing import assert_close
 
 import training
 from load_data import Split, load_cifar_2d, normalize
 from options import Settings
 from runs import COLUMNS, Run
-from training import EVALUATION_BATCH, augmented, learning_rate_factor, seed_epoch
+from training import EVALUATION_BATCH, Diverged, Trainer, augmented, learning_rate_factor, run_epoch, seed_epoch
 
 SETTINGS = {
     "mlp": settings_of("mlp", num_epochs=3),
@@ -58,14 +57,14 @@ def test_taken_up_after_any_epoch_it_ends_bit_for_bit_the_same(kind):
     settings = SETTINGS[kind]
     whole, states = trainer_of(settings), []
     while whole.epoch < settings.num_epochs:
-        whole.run_epoch()
+        one_epoch(whole)
         states.append(saved(whole))
     for state in states[:-1]:
         resumed = trainer_of(settings)
         resumed.load_state_dict(state)
         torch.rand(100)  # whatever the process drew before
         while resumed.epoch < settings.num_epochs:
-            resumed.run_epoch()
+            one_epoch(resumed)
         assert_same_state(saved(resumed), states[-1])
 
 
@@ -106,7 +105,7 @@ def test_random_numbers_follow_from_seed_and_epoch():
 def test_seeds_differ_and_one_seed_repeats():
     def trained(seed: int) -> dict:
         trainer = trainer_of(settings_of("mlp", seed=seed))
-        trainer.run_epoch()
+        one_epoch(trainer)
         return saved(trainer)
 
     assert_same_state(trained(1), trained(1))
@@ -118,23 +117,16 @@ def test_seeds_differ_and_one_seed_repeats():
 
 def test_the_incomplete_last_batch_is_left_out(monkeypatch):
     trainer = trainer_of(settings_of("mlp", batch_size=32), random_data("mlp", train=70))
-    seen, step = [], trainer.step
-
-    def watched(images, labels, index):
-        seen.append(index)
-        return step(images, labels, index)
-
-    monkeypatch.setattr(trainer, "step", watched)
+    seen, step = [], Trainer.step
+    monkeypatch.setattr(Trainer, "step", lambda trainer, x, y: seen.append(x) or step(trainer, x, y))
     shares = []
-    losses, correct = trainer.train_epoch(shares.append)
-    assert [len(index) for index in seen] == [32, 32]
-    assert len(set(torch.cat(seen).tolist())) == 64
-    assert len(losses) == 2
-    assert 0 <= correct <= 64
+    row, = run_epoch([trainer], shares.append)
+    assert [len(x) for x in seen] == [32, 32]
+    assert len(torch.cat(seen).unique(dim=0)) == 64
+    assert 0 <= row["train_acc"] <= 1
     assert sum(shares) == pytest.approx(1)
     order = torch.cat(seen)
-    trainer.rows.append({})
-    trainer.train_epoch(shares.append)
+    one_epoch(trainer)
     assert not torch.equal(torch.cat(seen[2:]), order), "the second epoch has the first one's order"
 
 
@@ -143,24 +135,24 @@ def test_evaluation_covers_every_sample_once(network):
     count = EVALUATION_BATCH + 7
     data = random_data(network, test=count)
     trainer = trainer_of(settings_of(network), data)
-    trainer.run_epoch()
-    loss, correct = trainer.evaluate(data.test)
+    row = one_epoch(trainer)
     with torch.no_grad():
         logits = trainer.network.eval()(normalize(data.test.images))
-    assert_close(loss, nn.functional.cross_entropy(logits, data.test.labels))
-    assert correct.item() == (logits.argmax(1) == data.test.labels).sum().item()
+    assert row["test_loss"] == pytest.approx(nn.functional.cross_entropy(logits, data.test.labels).item(), abs=1e-5)
+    assert row["test_acc"] == pytest.approx((logits.argmax(1) == data.test.labels).float().mean().item(), abs=1e-6)
 
 
 def test_the_row_tells_losses_and_accuracies_of_the_samples_seen():
     data = random_data("mlp", train=70)
     trainer = trainer_of(settings_of("mlp", batch_size=32), data)
-    row = trainer.run_epoch()
+    row = one_epoch(trainer)
     assert set(row) == set(COLUMNS)
     assert row["train_acc"] * 64 == pytest.approx(round(row["train_acc"] * 64), abs=1e-3)
     for name in ("val", "test"):
-        loss, correct = trainer.evaluate(getattr(data, name))
-        assert row[f"{name}_loss"] == pytest.approx(loss.item(), abs=1e-6)
-        assert row[f"{name}_acc"] == pytest.approx(correct.item() / 30, abs=1e-6)
+        images, labels = getattr(data, name)
+        logits = trainer.network.eval()(normalize(images))
+        assert row[f"{name}_loss"] == pytest.approx(nn.functional.cross_entropy(logits, labels).item(), abs=1e-5)
+        assert row[f"{name}_acc"] == pytest.approx((logits.argmax(1) == labels).float().mean().item(), abs=1e-6)
 
 
 def test_the_best_epoch_is_the_first_of_highest_validation_accuracy(monkeypatch):
@@ -168,12 +160,13 @@ def test_the_best_epoch_is_the_first_of_highest_validation_accuracy(monkeypatch)
     right = iter([2, 9, 5, 9, 1])
     weights = []
 
-    def evaluate(split):
-        return torch.tensor(1.0), torch.tensor(float(next(right) if split is trainer.data.val else 0))
+    def evaluate(trainer, name, x, y):
+        trainer.losses[name].append(torch.ones(len(y)))
+        trainer.correct[name] += next(right) if name == "val" else 0
 
-    monkeypatch.setattr(trainer, "evaluate", evaluate)
+    monkeypatch.setattr(Trainer, "evaluate", evaluate)
     for _ in range(5):
-        trainer.run_epoch()
+        one_epoch(trainer)
         weights.append(trainer.network.state_dict()["linear1.weight"].clone())
     assert trainer.best["epoch"] == 2
     assert torch.equal(trainer.best_weights["linear1.weight"], weights[1])
@@ -185,7 +178,7 @@ def test_the_test_set_steers_nothing():
         trainer = trainer_of(settings_of("mlp", num_epochs=4),
                              data._replace(test=random_data("mlp", test=20 + seed, seed=seed).test))
         for _ in range(4):
-            trainer.run_epoch()
+            one_epoch(trainer)
         return trainer
 
     one, other = trained(1), trained(2)
@@ -194,6 +187,63 @@ def test_the_test_set_steers_nothing():
     for key, value in one.network.state_dict().items():
         assert torch.equal(value, other.network.state_dict()[key])
         assert torch.equal(one.best_weights[key], other.best_weights[key])
+
+
+# Side by side
+
+TEAM = [settings_of("mlp", num_epochs=3, drop_rate=0.5), settings_of("mlp", num_epochs=3, learning_rate=0.01),
+        settings_of("mlp", num_epochs=3, augment=True, schedule="cosine"),
+        settings_of("mlp", num_epochs=3, without_BatchNorm=True, without_dropout=True)]
+
+
+def test_side_by_side_each_network_ends_bit_for_bit_as_alone():
+    alone, together = ([trainer_of(settings) for settings in TEAM] for _ in range(2))
+    for _ in range(3):
+        run_epoch(together)
+    for one, other in zip(alone, together, strict=True):
+        for _ in range(3):
+            one_epoch(one)
+        assert_same_state(saved(one), saved(other))
+
+
+@pytest.mark.parametrize("wrong", [0, 2])
+def test_side_by_side_what_goes_wrong_with_one_changes_nothing_for_the_others(wrong, monkeypatch):
+    trainers, broken = [trainer_of(TEAM[i % 2]) for i in range(4)], trainer_of(TEAM[0])
+    with torch.no_grad():
+        trainers[wrong].network.linear2.bias[0] = float("nan")
+    monkeypatch.setattr(broken.network, "forward", lambda x: 1 / 0)
+    outcomes = run_epoch([*trainers, broken])
+    assert isinstance(outcomes[wrong], Diverged)
+    assert isinstance(outcomes[-1], ZeroDivisionError)
+    for i in set(range(4)) - {wrong}:
+        alone = trainer_of(TEAM[i % 2])
+        one_epoch(alone)
+        assert_same_state(saved(alone), saved(trainers[i]))
+
+
+def test_a_batch_is_prepared_once_for_all_that_train_side_by_side(monkeypatch):
+    prepared = []
+    monkeypatch.setattr(training, "normalize", lambda images: prepared.append(len(images)) or normalize(images))
+    run_epoch([trainer_of(settings) for settings in TEAM])
+    assert prepared == [32, 32, 30, 30]
+
+
+def test_runs_of_one_command_go_on_together_from_different_epochs(image_folder, tmp_path):
+    """As a crash may leave them: the files are those of separate commands."""
+    rates, common = (0.0, 0.3, 0.6), ("--data_dir", image_folder, "--batch_size", 80, "--seed", 1)
+    together, apart = ((*common, "--runs_dir", tmp_path / name) for name in ("together", "apart"))
+    main("mlp", *together, "--drop_rate", rates[1], "--num_epochs", 2)
+    main("mlp", *together, "--drop_rate", rates[2], "--num_epochs", 1)
+    assert main("mlp", *together, "--drop_rate", *rates, "--num_epochs", 3) == 0
+    for rate in rates:
+        main("mlp", *apart, "--drop_rate", rate, "--num_epochs", 3)
+    runs = [[Run(folder) for folder in sorted((tmp_path / name / "mlp").iterdir())] for name in ("together", "apart")]
+    for one, other in zip(*runs, strict=True):
+        assert one.finished(3)
+        assert untimed(one.metrics()) == untimed(other.metrics())
+        weights = [torch.load(run.folder / "best.pt", weights_only=True)["network"] for run in (one, other)]
+        for key in weights[0]:
+            assert torch.equal(weights[0][key], weights[1][key]), key
 
 
 # Augmentation, schedules, precision
@@ -233,9 +283,9 @@ def test_flat_images_are_augmented_as_pictures():
 def test_augmentation_is_off_by_default_and_changes_training_alone(network, monkeypatch):
     calls = []
     monkeypatch.setattr(training, "augmented", lambda pixels: calls.append(len(pixels)) or pixels)
-    trainer_of(settings_of(network)).run_epoch()
+    one_epoch(trainer_of(settings_of(network)))
     assert not calls
-    trainer_of(settings_of(network, augment=True)).run_epoch()
+    one_epoch(trainer_of(settings_of(network, augment=True)))
     assert calls == [32, 32]
 
 
@@ -253,7 +303,7 @@ def test_the_optimizer_follows_the_schedule():
     trainer = trainer_of(settings_of("mlp", schedule="cosine", num_epochs=2, batch_size=35, learning_rate=0.01))
     rates = []
     for _ in range(2):
-        trainer.run_epoch(lambda share: rates.append(trainer.optimizer.param_groups[0]["lr"]))
+        run_epoch([trainer], lambda share: rates.append(trainer.optimizer.param_groups[0]["lr"]))
     assert rates == pytest.approx([0.01 * learning_rate_factor("cosine", p) for p in (0, 0.25, 0.5, 0.75)])
 
 
@@ -263,7 +313,7 @@ def test_bf16_computes_in_bf16_and_keeps_weights_in_fp32(network):
     assert settings.name.endswith("_bf16")
     trainer, kinds = trainer_of(settings), set()
     trainer.network.register_forward_hook(lambda module, inputs, output: kinds.add(output.dtype))
-    trainer.run_epoch()
+    one_epoch(trainer)
     assert kinds == {torch.bfloat16}
     assert {parameter.dtype for parameter in trainer.network.parameters()} == {torch.float32}
 
@@ -275,7 +325,7 @@ def test_compile_compiles_the_network_and_keeps_the_numbers(monkeypatch):
     assert settings.name.endswith("_compile")
     compiled, plain = trainer_of(settings), trainer_of(settings_of("mlp", drop_rate=0.0))
     assert compiled.network._compiled_call_impl is not None
-    assert compiled.run_epoch()["val_loss"] == pytest.approx(plain.run_epoch()["val_loss"], abs=1e-4)
+    assert one_epoch(compiled)["val_loss"] == pytest.approx(one_epoch(plain)["val_loss"], abs=1e-4)
 
 
 def test_names_of_all_that_is_not_at_its_default():
@@ -379,4 +429,4 @@ def test_the_mlp_learns_the_real_images(real_images):
     data = load_cifar_2d(real_images)
     data = data._replace(test=Split(data.test.images[:250], data.test.labels[:250]))
     trainer = trainer_of(settings_of("mlp", batch_size=128), data)
-    assert max(trainer.run_epoch()["val_acc"] for _ in range(2)) > 0.40
+    assert max(one_epoch(trainer)["val_acc"] for _ in range(2)) > 0.40
