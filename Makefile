@@ -1,6 +1,7 @@
 # make train    both networks learn CIFAR-10 on this machine; DATA=path takes an image folder instead
 # make test     all tests
 # make figures  every figure, table and REPORT.md, from results/
+# make lint     ruff and shellcheck
 # make bench    measured comparisons with PyTorch's own layers and with a plain loop
 # make faults   the whole count of injected faults (CI runs a tenth)
 # Each of them makes its own virtual environment first. PYTHON=… picks the interpreter that does (3.10 or newer).
@@ -9,8 +10,11 @@ PYTHON ?= python3
 VENV ?= .venv
 DATA ?=
 
-.PHONY: train test lint figures bench faults
+.PHONY: help train test lint figures bench faults
 .DELETE_ON_ERROR:
+
+help:  # what `make` alone does: print the lines above
+	@sed -n '/^$$/q; s/^# //p' Makefile
 
 train: $(VENV)/installed
 	$(VENV)/bin/python quickstart.py $(if $(DATA),--data_dir "$(DATA)")
