@@ -13,12 +13,13 @@ import termios
 import pytest
 import torch
 from conftest import ROOT, run_main
-from in_process import main, one_epoch, only_run, random_data, settings_of, trainer_of, untimed
+from in_process import DEFAULTS, main, one_epoch, only_run, random_data, settings_of, trainer_of, untimed
 from torch import nn
 
 import training
+from experiment import gains_from_company, teams
 from load_data import Split, load_cifar_2d, normalize
-from options import Settings
+from options import Settings, parse_command_line
 from runs import COLUMNS, Run
 from training import EVALUATION_BATCH, Diverged, Trainer, augmented, learning_rate_factor, run_epoch, seed_epoch
 
@@ -226,6 +227,24 @@ def test_a_batch_is_prepared_once_for_all_that_train_side_by_side(monkeypatch):
     monkeypatch.setattr(training, "normalize", lambda images: prepared.append(len(images)) or normalize(images))
     run_epoch([trainer_of(settings) for settings in TEAM])
     assert prepared == [32, 32, 30, 30]
+
+
+def test_teams_share_batch_size_and_seed_and_hold_every_run_once():
+    runs = [settings_of("mlp", batch_size=size, drop_rate=rate, seed=seed)
+            for size in (32, 64) for rate in (0.0, 0.2, 0.4) for seed in (0, 1)]
+    found = teams(runs, 2)
+    assert sorted(map(len, found)) == [1] * 4 + [2] * 4
+    assert all(len({(settings.batch_size, settings.seed) for settings in team}) == 1 for team in found)
+    assert {settings for team in found for settings in team} == set(runs)
+
+
+@pytest.mark.parametrize("flags, company", [
+    ((), True), (("--hidden_size", "5000"), False), (("--wandb",), False), (("--device", "cuda"), False)])
+def test_only_small_mlps_on_a_cpu_train_side_by_side(flags, company):
+    options = parse_command_line("mlp", "", list(flags), **DEFAULTS["mlp"])
+    assert gains_from_company(options, torch.device(options.device.replace("auto", "cpu"))) == company
+    options = parse_command_line("cnn", "", [], **DEFAULTS["cnn"])
+    assert not gains_from_company(options, torch.device("cpu"))
 
 
 def test_runs_of_one_command_go_on_together_from_different_epochs(image_folder, tmp_path):
