@@ -228,9 +228,10 @@ def against_published(views: dict[str, View], found: list[Finding]) -> str:
 def how_far(source: Source) -> str:
     runs = [(summary(run.rows), run) for run in source.of("cnn") if "augment" in run.variant and run.rows]
     if not runs:
-        return f"{NOT_YET} `python cnn/main.py --augment --schedule onecycle` makes the run."
+        return NOT_YET
     table = markdown(["run", "epochs", "data", *COLUMNS.values()],
-                     [[f"`{record.name}`", len(record.rows), data_name(record), *(numbers[key] for key in COLUMNS)]
+                     [[f"`{record.name}`", len(record.rows), data_name(record),
+                       *(f"{numbers[key]:.{4 * (key != 'best_epoch')}f}" for key in COLUMNS)]
                       for numbers, record in runs])
     best, record = max(runs, key=lambda run: run[0]["val_acc"])
     return (f"{table}\n\nThe run with the best validation accuracy, `{record.name}`, "
