@@ -401,16 +401,32 @@ def member(name, **fields):
     [(member("door", type=tarfile.SYMTYPE, linkname="../.."), b""), (member("door/evil"), b"x")],
     [(member("door", type=tarfile.LNKTYPE, linkname="../../secret"), b"")],
     [(member("pipe", type=tarfile.FIFOTYPE), b"")],
+    [(member(f"{load_data.BATCHES}/data_batch_1", type=tarfile.SYMTYPE, linkname="../../../secret"), b"")],
+    [(member(f"{load_data.BATCHES}/more"), b"x")],
 ])
-def test_an_archive_that_leads_out_writes_nothing(official, tmp_path, monkeypatch, extra):
+def test_of_an_archive_the_files_of_the_data_set_alone_are_written(official, tmp_path, monkeypatch, extra):
     data = tmp_path / "a" / "data"
     data.mkdir(parents=True)
     (tmp_path / "secret").write_text("mine")
     pack(monkeypatch, data / "cifar-10-python.tar.gz", official / load_data.BATCHES, *extra)
     before = {path for path in tmp_path.rglob("*") if data not in path.parents}
-    assert "cifar-10-python.tar.gz cannot be unpacked" in refusal(data)
-    assert {path for path in tmp_path.rglob("*") if data not in path.parents} == before
-    assert [path.name for path in data.iterdir()] == ["cifar-10-python.tar.gz"]
+    assert load_cifar_4d(data).fingerprint == load_cifar_4d(official).fingerprint
+    assert {path for path in tmp_path.rglob("*") if data not in path.parents} - before == {official / load_data.CACHE}
+    found = list((data / load_data.BATCHES).iterdir())
+    assert {path.name for path in found} == {path.name for path in (official / load_data.BATCHES).iterdir()}
+    assert not any(path.is_symlink() for path in found)
+
+
+def test_an_archive_that_ends_early_is_refused(official, tmp_path, monkeypatch):
+    from torchvision.datasets import CIFAR10
+
+    content = (official / CIFAR10.filename).read_bytes()
+    archive = tmp_path / "data" / CIFAR10.filename
+    archive.parent.mkdir()
+    archive.write_bytes(content[:len(content) // 2])
+    monkeypatch.setattr(CIFAR10, "tgz_md5", md5(archive))
+    assert f"{archive} cannot be unpacked" in refusal(archive.parent)
+    assert [path.name for path in archive.parent.iterdir()] == [archive.name]
 
 
 def test_real_batches_are_refused_for_their_sums(real_batches, tmp_path):
