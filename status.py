@@ -34,7 +34,7 @@ class Report:
     epochs: int  # done
     speed: float | None  # seconds per epoch
     val_acc: float | None  # the best so far
-    worker: str  # who trains it
+    worker: str  # who trains it, if it is running
 
     @property
     def name(self) -> str:
@@ -48,9 +48,10 @@ class Report:
 def read(run: Run, num_epochs: int) -> Report:
     state, rows = run.state(num_epochs), run.metrics()
     epochs = num_epochs if state == "finished" else min(len(rows), num_epochs)
+    worker = run.holder().split(" since ")[0] if state == "running" else ""
     return Report(run, num_epochs, state, epochs,
                   sum(row["seconds"] for row in rows) / len(rows) if rows else None,
-                  max((row["val_acc"] for row in rows[:num_epochs]), default=None), run.holder().split(" since ")[0])
+                  max((row["val_acc"] for row in rows[:num_epochs]), default=None), worker)
 
 
 def read_plan(lines) -> list[tuple[Run, int]]:

@@ -193,9 +193,9 @@ def run_epoch(trainers: Sequence[Trainer], on_step: Callable[[float], None] = la
     """Train networks side by side for one epoch and evaluate them; returns each one's row, or what went wrong instead:
     Diverged, or any other exception.
 
-    They share data, seed, batch size and epoch, and so the batches, each of which is made once for all of them: that
-    is a tenth of an MLP's step. Each network has a stream of random numbers of its own, as if it were alone, so its
-    row is the same, but for the seconds: those are its share of the time.
+    They share data, seed, batch size and epoch, and so the batches, each of which is made once for all of them. Each
+    network has a stream of random numbers of its own, as if it were alone, so its row is the same, but for the
+    seconds: those are its share of the time.
 
     `on_step` is called after each step with the share of the epoch that it was.
     """
