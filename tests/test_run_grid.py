@@ -143,6 +143,17 @@ def test_status_tells_the_state_of_each_run_and_the_time_left(tmp_path, capsys):
     assert status.seconds_left([status.read(*entries[4])]) is None
 
 
+def test_runs_that_one_process_trains_side_by_side_have_one_worker(tmp_path):
+    runs = [Run(tmp_path / "mlp" / f"run_{i}") for i in range(3)]
+    for run in runs:
+        write_rows(run.folder, 1, 10.0)
+    with runs[0].hold(), runs[1].hold():
+        reports = [status.read(run, 3) for run in runs]
+    assert [report.state for report in reports].count("running") == 2
+    assert status.workers(reports) == 1
+    assert status.seconds_left(reports) == 3 * 2 * 10
+
+
 def test_status_needs_folders_only(undisturbed, tmp_path):
     runs, _ = undisturbed
     done = call("mlp", *flags(tmp_path / "no data", runs), "--status")
