@@ -22,10 +22,11 @@ from tqdm import tqdm
 from load_data import Data
 from options import Settings
 from runs import COLUMNS, Run, UserError, is_number, one_line
+from side_by_side import Team
 from tracking import Tracking, chosen_tools
-from training import Diverged, Trainer, on_device, run_epoch
+from training import Diverged, Trainer, on_device
 
-SIDE_BY_SIDE = 8  # small MLPs at once: enough to share the work on the images, few enough for several workers
+SIDE_BY_SIDE = 8  # small MLPs at once: enough to gain from it, few enough for several workers
 BAR = "{desc} |{bar}| {n:.1f}/{total} [{elapsed}<{remaining}{postfix}]"
 
 
@@ -126,10 +127,11 @@ def train_all(options, build: Callable[[Settings], nn.Module], data: Data, devic
 
 
 def gains_from_company(options, device: torch.device) -> bool:
-    """Whether runs are trained side by side: where preparing the images is a part of the time worth sharing."""
-    hidden_size = options.settings[0].hidden_size  # of a CNN None
-    small = hidden_size is not None and hidden_size <= 1000
-    return small and device.type == "cpu" and not options.wandb  # W&B takes one run of a process at a time
+    """Whether runs are trained side by side: small MLPs whose first layers have the same input."""
+    settings = options.settings[0]  # all have these in common
+    small = settings.network == "mlp" and settings.hidden_size <= 1000
+    plain = settings.precision == "fp32" and not settings.augment and not settings.compile
+    return small and plain and device.type == "cpu" and not options.wandb  # W&B takes one run of a process at a time
 
 
 def teams(runs: list[Settings], size: int) -> list[list[Settings]]:
@@ -244,12 +246,24 @@ def train(team: list[Training]) -> None:
         while going := [training for training in team if training.goes_on]:
             epoch = min(training.trainer.epoch for training in going)
             level = [training for training in going if training.trainer.epoch == epoch]  # not so after a crash
-            outcomes = run_epoch([training.trainer for training in level],
-                                 lambda share: [training.progress.step(share) for training in level])  # noqa: B023
-            for training, outcome in zip(level, outcomes, strict=True):
+            for training, outcome in zip(level, run_epoch(level), strict=True):
                 training.take(outcome, recorder)
         for training in team:
             training.finish()
+
+
+def run_epoch(team: list[Training]) -> list[dict | Exception]:
+    """The next epoch of runs that stand at the same one: each run's row, or what went wrong with it."""
+    trainers = [training.trainer for training in team]
+
+    def on_step(share: float) -> None:
+        for training in team:
+            training.progress.step(share)
+
+    try:
+        return [trainers[0].run_epoch(on_step)] if len(team) == 1 else Team(trainers).run_epoch(on_step)
+    except Exception as error:
+        return [error] * len(team)
 
 
 def identity(settings: Settings, data: Data) -> dict:

@@ -5,9 +5,10 @@ interrupted. The data set lies on the device as a whole, and the device is waite
 the epoch's losses are read.
 """
 
+import inspect
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -86,6 +87,16 @@ def learning_rate_factor(schedule: str, progress: float) -> float:
     return (1 + math.cos(math.pi * (progress - warm_up) / (1 - warm_up))) / 2
 
 
+class Adam(torch.optim.Adam):
+    """torch.optim.Adam without the wrappers that prepare its methods for being compiled themselves, which is not done
+    here: at their first call they import torch._dynamo, longer than all else that comes before the first step."""
+
+    add_param_group, load_state_dict, state_dict, zero_grad = map(inspect.unwrap, (
+        torch.optim.Adam.add_param_group, torch.optim.Adam.load_state_dict, torch.optim.Adam.state_dict,
+        torch.optim.Adam.zero_grad))
+    step = torch.no_grad()(inspect.unwrap(torch.optim.Adam.step))
+
+
 class Trainer:
     """A network on its way: its weights, its optimizer, and the metrics of its epochs so far.
 
@@ -101,7 +112,7 @@ class Trainer:
         self.network = build().to(device, memory_format=torch.channels_last)
         if settings.compile:
             self.network.compile()
-        self.optimizer = torch.optim.Adam(self.network.parameters(), settings.learning_rate, fused=True)
+        self.optimizer = Adam(self.network.parameters(), settings.learning_rate, fused=True)
         self.rows: list[dict] = []
         self.best: dict = {}
         self.best_weights: dict[str, Tensor] = {}
@@ -125,6 +136,23 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.rows, self.best, self.best_weights = state["rows"], state["best"], state["best_weights"]
 
+    def run_epoch(self, on_step: Callable[[float], None] = lambda share: None) -> dict:
+        """Train for an epoch and evaluate; returns the epoch's row, or raises Diverged.
+
+        `on_step` is called after each step with the share of the epoch that it was.
+        """
+        start = time.perf_counter()
+        self.start_epoch()
+        for x, y in self.training_batches():
+            self.step(x, y)
+            on_step(1 / self.steps)
+        self.network.eval()
+        with torch.no_grad():
+            for name in ("val", "test"):
+                for x, y in self.evaluation_batches(name):
+                    self.evaluate(name, self.logits(x), y)
+        return self.end_epoch(time.perf_counter() - start)
+
     def start_epoch(self) -> None:
         """Seed all random numbers, shuffle the training set, and forget the last epoch's losses."""
         order = torch.randperm(len(self.data.train.labels), generator=seed_epoch(self.settings.seed, self.epoch + 1))
@@ -141,34 +169,39 @@ class Trainer:
             yield normalize(take(images, index)), labels.index_select(0, index)
 
     def step(self, x: Tensor, y: Tensor) -> None:
-        """One step of the optimizer on a batch. Loss and right answers are those of training mode, on the way."""
-        progress = (self.epoch + len(self.losses["train"]) / self.steps) / self.settings.num_epochs
+        """One step of the optimizer on a batch."""
+        self.loss(self.logits(augmented(x) if self.settings.augment else x), y).backward()
+        self.update()
+
+    def loss(self, logits: Tensor, y: Tensor) -> Tensor:
+        """The loss of a training batch. It and the right answers, those of training mode, count for the epoch's row."""
+        loss = F.cross_entropy(logits, y)
+        self.note("train", loss.detach()[None], logits.detach(), y)
+        return loss
+
+    def update(self) -> None:
+        """Change the weights by their gradients, at the learning rate of this step."""
+        progress = (self.epoch + (len(self.losses["train"]) - 1) / self.steps) / self.settings.num_epochs
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.learning_rate * learning_rate_factor(self.settings.schedule, progress)
-        logits = self.logits(augmented(x) if self.settings.augment else x)
-        loss = F.cross_entropy(logits, y)
-        self.optimizer.zero_grad()
-        loss.backward()
         self.optimizer.step()
-        self.note("train", loss.detach()[None], logits.detach(), y)
+        self.optimizer.zero_grad()
 
     def evaluation_batches(self, name: str) -> Iterator[tuple[Tensor, Tensor]]:
         """Images, normalized, and labels of a split: every sample."""
         for images, y in zip(*(tensor.split(EVALUATION_BATCH) for tensor in getattr(self.data, name)), strict=True):
             yield normalize(images), y
 
-    @torch.no_grad()
-    def evaluate(self, name: str, x: Tensor, y: Tensor) -> None:
-        """Take a batch of a split into the epoch's row, the network being in evaluation mode."""
-        logits = self.logits(x)
+    def evaluate(self, name: str, logits: Tensor, y: Tensor) -> None:
+        """Count a batch of a split, computed in evaluation mode, for the epoch's row."""
         self.note(name, F.cross_entropy(logits, y, reduction="none"), logits, y)
 
     def note(self, name: str, losses: Tensor, logits: Tensor, y: Tensor) -> None:
         self.losses[name].append(losses)
         self.correct[name] += (logits.argmax(1) == y).sum()
 
-    def end_epoch(self) -> dict:
-        """The epoch's row, but for the seconds; raises Diverged."""
+    def end_epoch(self, seconds: float) -> dict:
+        """The row of an epoch that took so long; raises Diverged."""
         losses = {name: torch.cat(self.losses[name]) for name in SPLITS}
         sizes = (self.steps * self.settings.batch_size, len(self.data.val.labels), len(self.data.test.labels))
         measured = torch.stack([torch.stack((losses[name].mean(), self.correct[name])) for name in SPLITS])
@@ -178,6 +211,7 @@ class Trainer:
         if not all(map(math.isfinite, row.values())):
             infinite = (~losses["train"].isfinite()).nonzero()
             raise Diverged(row["epoch"], int(infinite[0]) + 1 if len(infinite) else self.steps)
+        row["seconds"] = round(seconds, 3)
         self.rows.append(row)
         if not self.best or row["val_acc"] > self.best["val_acc"]:
             self.best = row
@@ -187,45 +221,3 @@ class Trainer:
     def logits(self, x: Tensor) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
             return self.network(x).float()
-
-
-def run_epoch(trainers: Sequence[Trainer], on_step: Callable[[float], None] = lambda share: None) -> list:
-    """Train networks side by side for one epoch and evaluate them; returns each one's row, or what went wrong instead:
-    Diverged, or any other exception.
-
-    They share data, seed, batch size and epoch, and so the batches, each of which is made once for all of them. Each
-    network has a stream of random numbers of its own, as if it were alone, so its row is the same, but for the
-    seconds: those are its share of the time.
-
-    `on_step` is called after each step with the share of the epoch that it was.
-    """
-    start, first = time.perf_counter(), trainers[0]
-    streams, outcomes = {}, {}
-
-    def each(work: Callable, *batch: str | Tensor) -> None:
-        for trainer in trainers:
-            if isinstance(outcomes.get(trainer), Exception):
-                continue
-            if trainer in streams:
-                torch.set_rng_state(streams[trainer])
-            try:
-                outcomes[trainer] = work(trainer, *batch)
-            except Exception as error:
-                outcomes[trainer] = error
-            if len(trainers) > 1:
-                streams[trainer] = torch.get_rng_state()
-
-    each(Trainer.start_epoch)
-    for x, y in first.training_batches():
-        each(Trainer.step, x, y)
-        on_step(1 / first.steps)
-    each(lambda trainer: trainer.network.eval())
-    for name in ("val", "test"):
-        for x, y in first.evaluation_batches(name):
-            each(Trainer.evaluate, name, x, y)
-    each(Trainer.end_epoch)
-    seconds = round((time.perf_counter() - start) / len(trainers), 3)
-    for outcome in outcomes.values():
-        if isinstance(outcome, dict):
-            outcome["seconds"] = seconds
-    return list(outcomes.values())

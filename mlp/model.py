@@ -34,6 +34,10 @@ class MLP(nn.Module):
         self.linear2 = nn.Linear(hidden_size, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.norm(self.linear1(x))
-        x = self.dropout(F.relu(x))
+        return self.after_linear1(self.linear1(x))
+
+    def after_linear1(self, x: Tensor) -> Tensor:
+        """The rest of the network, for N x `hidden_size`. Apart, since side_by_side.py computes linear1 of several
+        networks at once."""
+        x = self.dropout(F.relu(self.norm(x)))
         return self.linear2(x)

@@ -9,7 +9,7 @@ from load_data import Data, Split, load_cifar_2d, load_cifar_4d
 from mlp.model import MLP
 from options import Settings, parse_command_line
 from runs import Run
-from training import Trainer, on_device, run_epoch
+from training import Trainer, on_device
 
 CPU = torch.device("cpu")
 DEFAULTS = {"mlp": {"batch_size": 32, "learning_rate": 0.001, "drop_rate": 0.2, "num_epochs": 2},
@@ -55,13 +55,6 @@ def random_data(network: str, train: int = 70, val: int = 30, test: int = 30, se
 
 def trainer_of(settings: Settings, data: Data | None = None) -> Trainer:
     return Trainer(lambda: build(settings), random_data(settings.network) if data is None else data, settings, CPU)
-
-
-def one_epoch(trainer: Trainer) -> dict:
-    outcome, = run_epoch([trainer])
-    if isinstance(outcome, Exception):
-        raise outcome
-    return outcome
 
 
 def untimed(rows: list[dict]) -> list[dict]:

@@ -19,7 +19,7 @@ from conftest import ROOT, run_main, write_image_folder
 from faults import FULL
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from in_process import DEFAULTS, main, one_epoch, only_run, random_data, settings_of, trainer_of
+from in_process import DEFAULTS, main, only_run, random_data, settings_of, trainer_of
 
 from experiment import as_bytes, identity, print_table, refuse_impossible, take_up
 from load_data import CACHE, load_cifar_4d
@@ -342,7 +342,7 @@ def test_any_bytes_in_a_checkpoint_are_the_checkpoint_or_not_used(data):
     folder.mkdir(exist_ok=True)
     if not (good := folder / "good").exists():
         trainer = trainer_of(SMALL, noise)
-        one_epoch(trainer)
+        trainer.run_epoch()
         good.write_bytes(as_bytes({"identity": identity(SMALL, noise), **trainer.state_dict()}))
     whole = good.read_bytes()
     (folder / "checkpoint.pt").write_bytes(data.draw(damaged(whole)))

@@ -24,7 +24,7 @@ import pytest
 import torch
 from conftest import write_image_folder
 from faults import FULL, Case, Child, Operations, Undisturbed, at, case, count, die, moments, outcome
-from in_process import main, one_epoch, only_run, random_data, settings_of, trainer_of
+from in_process import main, only_run, random_data, settings_of, trainer_of
 
 import experiment
 import runs
@@ -330,7 +330,7 @@ def state_of(content: bytes, settings, data) -> dict:
 def test_any_flipped_bit_is_noticed_or_harmless(tmp_path, capsys, record_property):
     settings, data = settings_of("mlp", hidden_size=2), random_data("mlp")
     trainer = trainer_of(settings, data)
-    one_epoch(trainer)
+    trainer.run_epoch()
     good = as_bytes({"identity": identity(settings, data), **trainer.state_dict()})
     folder = tmp_path / "run"
     folder.mkdir()

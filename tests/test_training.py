@@ -1,5 +1,6 @@
 """The training loop: what a run is made of, that it can be taken up anywhere, and what must not change its numbers."""
 
+import copy
 import fcntl
 import io
 import os
@@ -13,7 +14,7 @@ import termios
 import pytest
 import torch
 from conftest import ROOT, run_main
-from in_process import DEFAULTS, main, one_epoch, only_run, random_data, settings_of, trainer_of, untimed
+from in_process import DEFAULTS, main, only_run, random_data, settings_of, trainer_of, untimed
 from torch import nn
 
 import training
@@ -21,7 +22,8 @@ from experiment import gains_from_company, teams
 from load_data import Split, load_cifar_2d, normalize
 from options import Settings, parse_command_line
 from runs import COLUMNS, Run
-from training import EVALUATION_BATCH, Diverged, Trainer, augmented, learning_rate_factor, run_epoch, seed_epoch
+from side_by_side import Linears, Team
+from training import EVALUATION_BATCH, Adam, Diverged, Trainer, augmented, learning_rate_factor, seed_epoch
 
 SETTINGS = {
     "mlp": settings_of("mlp", num_epochs=3),
@@ -58,14 +60,14 @@ def test_taken_up_after_any_epoch_it_ends_bit_for_bit_the_same(kind):
     settings = SETTINGS[kind]
     whole, states = trainer_of(settings), []
     while whole.epoch < settings.num_epochs:
-        one_epoch(whole)
+        whole.run_epoch()
         states.append(saved(whole))
     for state in states[:-1]:
         resumed = trainer_of(settings)
         resumed.load_state_dict(state)
         torch.rand(100)  # whatever the process drew before
         while resumed.epoch < settings.num_epochs:
-            one_epoch(resumed)
+            resumed.run_epoch()
         assert_same_state(saved(resumed), states[-1])
 
 
@@ -106,7 +108,7 @@ def test_random_numbers_follow_from_seed_and_epoch():
 def test_seeds_differ_and_one_seed_repeats():
     def trained(seed: int) -> dict:
         trainer = trainer_of(settings_of("mlp", seed=seed))
-        one_epoch(trainer)
+        trainer.run_epoch()
         return saved(trainer)
 
     assert_same_state(trained(1), trained(1))
@@ -121,13 +123,13 @@ def test_the_incomplete_last_batch_is_left_out(monkeypatch):
     seen, step = [], Trainer.step
     monkeypatch.setattr(Trainer, "step", lambda trainer, x, y: seen.append(x) or step(trainer, x, y))
     shares = []
-    row, = run_epoch([trainer], shares.append)
+    row = trainer.run_epoch(shares.append)
     assert [len(x) for x in seen] == [32, 32]
     assert len(torch.cat(seen).unique(dim=0)) == 64
     assert 0 <= row["train_acc"] <= 1
     assert sum(shares) == pytest.approx(1)
     order = torch.cat(seen)
-    one_epoch(trainer)
+    trainer.run_epoch()
     assert not torch.equal(torch.cat(seen[2:]), order), "the second epoch has the first one's order"
 
 
@@ -136,7 +138,7 @@ def test_evaluation_covers_every_sample_once(network):
     count = EVALUATION_BATCH + 7
     data = random_data(network, test=count)
     trainer = trainer_of(settings_of(network), data)
-    row = one_epoch(trainer)
+    row = trainer.run_epoch()
     with torch.no_grad():
         logits = trainer.network.eval()(normalize(data.test.images))
     assert row["test_loss"] == pytest.approx(nn.functional.cross_entropy(logits, data.test.labels).item(), abs=1e-5)
@@ -146,7 +148,7 @@ def test_evaluation_covers_every_sample_once(network):
 def test_the_row_tells_losses_and_accuracies_of_the_samples_seen():
     data = random_data("mlp", train=70)
     trainer = trainer_of(settings_of("mlp", batch_size=32), data)
-    row = one_epoch(trainer)
+    row = trainer.run_epoch()
     assert set(row) == set(COLUMNS)
     assert row["train_acc"] * 64 == pytest.approx(round(row["train_acc"] * 64), abs=1e-3)
     for name in ("val", "test"):
@@ -167,7 +169,7 @@ def test_the_best_epoch_is_the_first_of_highest_validation_accuracy(monkeypatch)
 
     monkeypatch.setattr(Trainer, "evaluate", evaluate)
     for _ in range(5):
-        one_epoch(trainer)
+        trainer.run_epoch()
         weights.append(trainer.network.state_dict()["linear1.weight"].clone())
     assert trainer.best["epoch"] == 2
     assert torch.equal(trainer.best_weights["linear1.weight"], weights[1])
@@ -179,7 +181,7 @@ def test_the_test_set_steers_nothing():
         trainer = trainer_of(settings_of("mlp", num_epochs=4),
                              data._replace(test=random_data("mlp", test=20 + seed, seed=seed).test))
         for _ in range(4):
-            one_epoch(trainer)
+            trainer.run_epoch()
         return trainer
 
     one, other = trained(1), trained(2)
@@ -193,18 +195,38 @@ def test_the_test_set_steers_nothing():
 # Side by side
 
 TEAM = [settings_of("mlp", num_epochs=3, drop_rate=0.5), settings_of("mlp", num_epochs=3, learning_rate=0.01),
-        settings_of("mlp", num_epochs=3, augment=True, schedule="cosine"),
+        settings_of("mlp", num_epochs=3, schedule="cosine"),
         settings_of("mlp", num_epochs=3, without_BatchNorm=True, without_dropout=True)]
 
 
 def test_side_by_side_each_network_ends_bit_for_bit_as_alone():
     alone, together = ([trainer_of(settings) for settings in TEAM] for _ in range(2))
     for _ in range(3):
-        run_epoch(together)
+        Team(together).run_epoch()
     for one, other in zip(alone, together, strict=True):
         for _ in range(3):
-            one_epoch(one)
+            one.run_epoch()
         assert_same_state(saved(one), saved(other))
+
+
+@pytest.mark.parametrize("count", [2, 5, 8])
+@pytest.mark.parametrize("batch_size", [250, 512, 1024])
+def test_linear_layers_computed_as_one_are_those_computed_alone(batch_size, count):
+    x, layers = torch.randn(batch_size, 3072), [nn.Linear(3072, 100) for _ in range(count)]
+    gradients = [torch.randn(batch_size, 100) for _ in layers]
+
+    def gradients_of(outputs) -> list:
+        torch.autograd.backward(outputs, gradients)
+        found = [parameter.grad for layer in layers for parameter in (layer.weight, layer.bias)]
+        for layer in layers:
+            layer.zero_grad()
+        return found
+
+    alone = [layer(x) for layer in layers]
+    together = Linears.apply(x, *(layer.weight for layer in layers), *(layer.bias for layer in layers))
+    for one, other in zip([*alone, *gradients_of(alone)], [*together, *gradients_of(together)], strict=True):
+        assert torch.equal(one, other)
+        assert one.is_contiguous() == other.is_contiguous()
 
 
 @pytest.mark.parametrize("wrong", [0, 2])
@@ -212,21 +234,28 @@ def test_side_by_side_what_goes_wrong_with_one_changes_nothing_for_the_others(wr
     trainers, broken = [trainer_of(TEAM[i % 2]) for i in range(4)], trainer_of(TEAM[0])
     with torch.no_grad():
         trainers[wrong].network.linear2.bias[0] = float("nan")
-    monkeypatch.setattr(broken.network, "forward", lambda x: 1 / 0)
-    outcomes = run_epoch([*trainers, broken])
+    monkeypatch.setattr(broken.network, "after_linear1", lambda x: 1 / 0)
+    outcomes = Team([*trainers, broken]).run_epoch()
     assert isinstance(outcomes[wrong], Diverged)
     assert isinstance(outcomes[-1], ZeroDivisionError)
     for i in set(range(4)) - {wrong}:
         alone = trainer_of(TEAM[i % 2])
-        one_epoch(alone)
+        alone.run_epoch()
         assert_same_state(saved(alone), saved(trainers[i]))
 
 
 def test_a_batch_is_prepared_once_for_all_that_train_side_by_side(monkeypatch):
     prepared = []
     monkeypatch.setattr(training, "normalize", lambda images: prepared.append(len(images)) or normalize(images))
-    run_epoch([trainer_of(settings) for settings in TEAM])
+    Team([trainer_of(settings) for settings in TEAM]).run_epoch()
     assert prepared == [32, 32, 30, 30]
+
+
+def test_what_goes_wrong_with_all_at_once_is_noted_by_each(image_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(Team, "linear1", lambda team, x: 1 / 0)
+    assert main("mlp", "--data_dir", image_folder, "--runs_dir", tmp_path, "--drop_rate", 0.1, 0.3) == 1
+    reasons = [Run(folder).failure()["reason"] for folder in (tmp_path / "mlp").iterdir()]
+    assert reasons == ["ZeroDivisionError: division by zero"] * 2
 
 
 def test_teams_share_batch_size_and_seed_and_hold_every_run_once():
@@ -239,7 +268,8 @@ def test_teams_share_batch_size_and_seed_and_hold_every_run_once():
 
 
 @pytest.mark.parametrize("flags, company", [
-    ((), True), (("--hidden_size", "5000"), False), (("--wandb",), False), (("--device", "cuda"), False)])
+    ((), True), (("--hidden_size", "5000"), False), (("--wandb",), False), (("--device", "cuda"), False),
+    (("--augment",), False), (("--precision", "bf16"), False), (("--compile",), False)])
 def test_only_small_mlps_on_a_cpu_train_side_by_side(flags, company):
     options = parse_command_line("mlp", "", list(flags), **DEFAULTS["mlp"])
     assert gains_from_company(options, torch.device(options.device.replace("auto", "cpu"))) == company
@@ -263,6 +293,41 @@ def test_runs_of_one_command_go_on_together_from_different_epochs(image_folder, 
         weights = [torch.load(run.folder / "best.pt", weights_only=True)["network"] for run in (one, other)]
         for key in weights[0]:
             assert torch.equal(weights[0][key], weights[1][key]), key
+
+
+# The optimizer
+
+
+def test_adam_is_that_of_torch_and_takes_over_its_state():
+    networks = [nn.Linear(5, 3) for _ in range(2)]
+    networks[1].load_state_dict(networks[0].state_dict())
+    ours, theirs = (kind(network.parameters(), 0.01, fused=True)
+                    for kind, network in zip((Adam, torch.optim.Adam), networks, strict=True))
+    for i in range(4):
+        for network, optimizer in zip(networks, (ours, theirs), strict=True):
+            network(torch.ones(2, 5) * i).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        for own, other in zip(*(network.parameters() for network in networks), strict=True):
+            assert own.grad is None
+            assert own.requires_grad
+            assert torch.equal(own, other)
+        states = [copy.deepcopy(optimizer.state_dict()) for optimizer in (ours, theirs)]
+        ours.load_state_dict(states[1])
+        theirs.load_state_dict(states[0])
+
+
+@pytest.mark.parametrize("network", ["mlp", "cnn"])
+def test_a_run_does_without_torch_dynamo(network, image_folder, tmp_path):
+    """Importing it takes longer than all else before the first step."""
+    script = ("import runpy, sys, torch; sys.argv = sys.argv[1:]; sys.path.insert(0, sys.argv[0][:4])\n"
+              "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+              "finally: print('imported' if 'torch._dynamo' in sys.modules else 'not needed')")
+    output = subprocess.run([sys.executable, "-c", script, f"{network}/main.py", "--data_dir", image_folder,
+                             "--runs_dir", tmp_path, "--batch_size", "40", "--num_epochs", "1"],
+                            cwd=ROOT, capture_output=True, text=True)
+    assert "epoch 1/1" in output.stdout, output.stderr
+    assert output.stdout.splitlines()[-1] == "not needed"
 
 
 # Augmentation, schedules, precision
@@ -302,9 +367,9 @@ def test_flat_images_are_augmented_as_pictures():
 def test_augmentation_is_off_by_default_and_changes_training_alone(network, monkeypatch):
     calls = []
     monkeypatch.setattr(training, "augmented", lambda pixels: calls.append(len(pixels)) or pixels)
-    one_epoch(trainer_of(settings_of(network)))
+    trainer_of(settings_of(network)).run_epoch()
     assert not calls
-    one_epoch(trainer_of(settings_of(network, augment=True)))
+    trainer_of(settings_of(network, augment=True)).run_epoch()
     assert calls == [32, 32]
 
 
@@ -322,7 +387,7 @@ def test_the_optimizer_follows_the_schedule():
     trainer = trainer_of(settings_of("mlp", schedule="cosine", num_epochs=2, batch_size=35, learning_rate=0.01))
     rates = []
     for _ in range(2):
-        run_epoch([trainer], lambda share: rates.append(trainer.optimizer.param_groups[0]["lr"]))
+        trainer.run_epoch(lambda share: rates.append(trainer.optimizer.param_groups[0]["lr"]))
     assert rates == pytest.approx([0.01 * learning_rate_factor("cosine", p) for p in (0, 0.25, 0.5, 0.75)])
 
 
@@ -332,7 +397,7 @@ def test_bf16_computes_in_bf16_and_keeps_weights_in_fp32(network):
     assert settings.name.endswith("_bf16")
     trainer, kinds = trainer_of(settings), set()
     trainer.network.register_forward_hook(lambda module, inputs, output: kinds.add(output.dtype))
-    one_epoch(trainer)
+    trainer.run_epoch()
     assert kinds == {torch.bfloat16}
     assert {parameter.dtype for parameter in trainer.network.parameters()} == {torch.float32}
 
@@ -344,7 +409,7 @@ def test_compile_compiles_the_network_and_keeps_the_numbers(monkeypatch):
     assert settings.name.endswith("_compile")
     compiled, plain = trainer_of(settings), trainer_of(settings_of("mlp", drop_rate=0.0))
     assert compiled.network._compiled_call_impl is not None
-    assert one_epoch(compiled)["val_loss"] == pytest.approx(one_epoch(plain)["val_loss"], abs=1e-4)
+    assert compiled.run_epoch()["val_loss"] == pytest.approx(plain.run_epoch()["val_loss"], abs=1e-4)
 
 
 def test_names_of_all_that_is_not_at_its_default():
@@ -448,4 +513,4 @@ def test_the_mlp_learns_the_real_images(real_images):
     data = load_cifar_2d(real_images)
     data = data._replace(test=Split(data.test.images[:250], data.test.labels[:250]))
     trainer = trainer_of(settings_of("mlp", batch_size=128), data)
-    assert max(one_epoch(trainer)["val_acc"] for _ in range(2)) > 0.40
+    assert max(trainer.run_epoch()["val_acc"] for _ in range(2)) > 0.40
