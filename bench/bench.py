@@ -33,7 +33,7 @@ from mlp.model import MLP
 from options import Settings
 from plain import peak_mb
 from side_by_side import Team
-from training import Trainer, on_device, take
+from training import EVALUATION_BATCH, Trainer, on_device, take
 
 CPU = torch.device("cpu")
 TRAIN, EVALUATE = 40_000, 20_000
@@ -129,7 +129,7 @@ def finish(process: subprocess.Popen) -> dict:
 
 
 def measure(network: str, data_dir: str, batch_size: int, steps: int, evaluations: int) -> dict:
-    """Seconds per step and per evaluated batch of 250, the rate of a matrix product, and the peak memory.
+    """Seconds per step and per evaluated batch, the rate of a matrix product, and the peak memory.
 
     MLPs are trained side by side, as `main.py` does with those of a grid, and the seconds are those of one of them.
     """
@@ -247,7 +247,7 @@ def compare_loops(data_dir: str) -> None:
     theirs, own = [], []
     for _ in range(3):
         theirs.append(epoch(plain(*cnn), 128, 128))
-        own.append(epoch(ours(*cnn), 128, 250))
+        own.append(epoch(ours(*cnn), 128, EVALUATION_BATCH))
     ratio_row("CNN epoch with evaluation", own, "plain loop", theirs, "≥ 4.5")
 
     theirs, own, products = [], [], []
@@ -257,7 +257,7 @@ def compare_loops(data_dir: str) -> None:
         found = plain(*mlp)
         theirs.append(found["start"] + 20 * epoch(found, 1024, 1024))
         found = two_workers(*mlp)
-        own.append(20 * epoch(found, 1024, 250))
+        own.append(20 * epoch(found, 1024, 4 * EVALUATION_BATCH))
         products.append(large_products / found["gemm_rate"])
     ratio_row("MLP run of 20 epochs, of a grid on two workers", own, "plain loop", theirs, "≥ 4")
     ratio_row("the same", own, "its products at the rate of a large one", products, "≥ 0.80")
