@@ -548,9 +548,12 @@ def watched(wanted: Case, data: Path, place: Path, guard: Path, pause: float = 0
         train, run_epoch = experiment.train, experiment.run_epoch
 
         def alone(team):
-            marks = [guard / training.run.name for training in team]
-            for mark in marks:
-                os.close(os.open(mark, os.O_CREAT | os.O_EXCL))
+            marks = [guard / f"{training.run.name} {os.getpid()}" for training in team]
+            for mark in marks:  # first its own mark, then a look at the others: of two processes one sees the other
+                mark.touch()
+                name = mark.name.split()[0]
+                others = {other.name.split()[1] for other in guard.glob(f"{name} *")} - {str(os.getpid())}
+                assert all((guard / f"killed_{pid}").exists() for pid in others), f"{name} is trained by {others} too"
             try:
                 train(team)
             finally:
@@ -588,11 +591,8 @@ def test_several_processes_share_a_list_and_never_train_one_run_at_a_time(undist
             children.append(Child(work, tmp_path / f"log{i}_{k}"))
         if i % 2:
             time.sleep(random.Random(i).uniform(0.05, 0.5))
+            (guard / f"killed_{children[0].pid}").touch()  # the marks that it leaves count no more
             children[0].kill()
-            time.sleep(0.02)
-            for mark in guard.iterdir():
-                if f"process {children[0].pid} " in (place / "mlp" / mark.name / "lock").read_text():
-                    mark.unlink(missing_ok=True)
         codes = [child.wait() for child in children]
         logs = [child.log.read_text() for child in children]
         assert codes[1:] == [0, 0, 0] and codes[0] in (0, -9), logs
