@@ -77,15 +77,16 @@ class NormReluPool(torch.autograd.Function):
     def forward(ctx, x: Tensor, weight: Tensor | None, bias: Tensor | None, mask: Tensor | None, p: float, eps: float):
         sign = signs(weight, x)
         shape = (x.size(0), x.size(1), x.size(2) // 2, x.size(3) // 2)
-        pooled = torch.empty(shape, dtype=accumulator(x), memory_format=torch.channels_last)
+        pooled = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
         chosen = torch.empty(shape, dtype=torch.int64, memory_format=torch.channels_last)
         sums = ShiftedSums(x)
         for part, out, indices in slices(x, pooled, chosen):
-            d = part - sums.shift
-            torch.ops.aten.max_pool2d_with_indices.out(d if sign is None else d * sign, *POOL, out=out, indices=indices)
-            sums.add(d)
+            signed = part if sign is None else part * sign
+            torch.ops.aten.max_pool2d_with_indices.out(signed, *POOL, out=out, indices=indices)
+            sums.add(part - sums.shift)
         if sign is not None:
             pooled *= sign
+        pooled = pooled.to(sums.shift.dtype).sub_(sums.shift)
         mean, variance = sums.statistics()
         r = torch.rsqrt(variance + eps)
         scale = r if weight is None else r * per_channel(weight, x)
@@ -108,7 +109,7 @@ class NormReluPool(torch.autograd.Function):
             y = definition(x, weight, bias, mask, ctx.eps)
             return *differentiate(y, (x, weight, bias), g), None, None, None
         # Zero where ReLU, or the mask, made y zero; elsewhere the mask is 1 / (1 - p), which is multiplied in late.
-        g = torch.ops.aten.threshold_backward(g.to(mean.dtype), y, 0)
+        g = torch.ops.aten.threshold_backward(g, y, 0).to(mean.dtype)
         kept = 1 / (1 - ctx.p) if ctx.p < 1 else 0.0
         sum_g = g.sum((0, 2, 3), keepdim=True) * kept
         sum_gd = (g * pooled).sum((0, 2, 3), keepdim=True) * kept + (shift - mean) * sum_g

@@ -23,7 +23,7 @@ class Linears(torch.autograd.Function):
     def forward(ctx, x: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
         weights, biases = parameters[:len(parameters) // 2], parameters[len(parameters) // 2:]
         ctx.save_for_backward(x)
-        y = torch.addmm(torch.cat(biases), x, torch.cat(weights).t())
+        y = torch.addmm(torch.cat(biases).to(x.dtype), x, torch.cat(weights).to(x.dtype).t())
         return tuple(own.contiguous() for own in y.split([len(bias) for bias in biases], dim=1))
 
     @staticmethod
@@ -33,8 +33,12 @@ class Linears(torch.autograd.Function):
         return (None, *weights.split([own.size(1) for own in gradients]), *(own.sum(0) for own in gradients))
 
 
+def logits(trainer: Trainer, hidden: Tensor) -> Tensor:
+    return trainer.logits(hidden, trainer.network.after_linear1)
+
+
 class Team:
-    """Trainers of MLPs in fp32, with the same data, seed, batch size and epoch."""
+    """Trainers of MLPs with the same data, seed, batch size, precision and epoch."""
 
     def __init__(self, trainers: Sequence[Trainer]):
         self.trainers = trainers
@@ -61,16 +65,16 @@ class Team:
         return [self.outcomes[trainer] for trainer in self.trainers]
 
     def step(self, x: Tensor, y: Tensor) -> None:
-        self.each(lambda trainer, hidden: trainer.loss(trainer.network.after_linear1(hidden), y), self.linear1(x))
+        self.each(lambda trainer, hidden: trainer.loss(logits(trainer, hidden), y), self.linear1(x))
         torch.autograd.backward([loss for loss in self.outcomes.values() if isinstance(loss, Tensor)])
         self.each(Trainer.update)
 
     def evaluate(self, name: str, x: Tensor, y: Tensor) -> None:
-        self.each(lambda trainer, hidden: trainer.evaluate(name, trainer.network.after_linear1(hidden), y),
-                  self.linear1(x))
+        self.each(lambda trainer, hidden: trainer.evaluate(name, logits(trainer, hidden), y), self.linear1(x))
 
     def linear1(self, x: Tensor) -> tuple[Tensor, ...]:
         layers = [trainer.network.linear1 for trainer in self.trainers]
+        x = x.to(torch.bfloat16) if self.trainers[0].settings.precision == "bf16" else x
         return Linears.apply(x, *(layer.weight for layer in layers), *(layer.bias for layer in layers))
 
     def each(self, work: Callable, *arguments: Iterable) -> None:

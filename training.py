@@ -220,6 +220,7 @@ class Trainer:
             self.best_weights = {key: value.detach().clone() for key, value in self.network.state_dict().items()}
         return row
 
-    def logits(self, x: Tensor) -> Tensor:
+    def logits(self, x: Tensor, network: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """What the network, or the given end of it, makes of `x`, computed in the run's precision."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
-            return self.network(x).float()
+            return (network or self.network)(x).float()

@@ -99,19 +99,20 @@ def gemm_rate() -> float:
 def plain(network: str, data_dir: str, batch_size: int, steps: int, evaluations: int) -> dict:
     command = [sys.executable, ROOT / "bench" / "plain.py", network, "--data_dir", data_dir, "--batch_size", batch_size,
                "--steps", steps, "--evaluations", evaluations]
-    environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
+    environment = {key: value for key, value in os.environ.items() if key not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
     output = subprocess.run(list(map(str, command)), env=environment, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(output.stdout)
 
 
-def ours(network: str, data_dir: str, batch_size: int, steps: int, evaluations: int) -> dict:
+def ours(network: str, data_dir: str, batch_size: int, steps: int, evaluations: int, precision="fp32") -> dict:
     """The same measurements of our loop, in a process of its own."""
-    return finish(start(network, data_dir, batch_size, steps, evaluations))
+    return finish(start(network, data_dir, precision, batch_size, steps, evaluations))
 
 
-def two_workers(network: str, data_dir: str, batch_size: int, steps: int, evaluations: int) -> dict:
+def two_workers(network: str, data_dir: str, batch_size: int, steps: int, evaluations: int, precision="fp32") -> dict:
     """The same of two processes with one thread each, at once, as `run_grid.sh -j 2` trains a grid on two cores."""
-    workers = [start(network, data_dir, batch_size, steps, evaluations, OMP_NUM_THREADS="1") for _ in range(2)]
+    workers = [start(network, data_dir, precision, batch_size, steps, evaluations, OMP_NUM_THREADS="1")
+               for _ in range(2)]
     found = [finish(worker) for worker in workers]
     return {"step": [value / 2 for worker in found for value in worker["step"]],
             "evaluation": [value / 2 for worker in found for value in worker["evaluation"]],
@@ -119,8 +120,8 @@ def two_workers(network: str, data_dir: str, batch_size: int, steps: int, evalua
 
 
 def start(*arguments, **environment: str) -> subprocess.Popen:
-    network, data_dir, *numbers = arguments
-    command = [sys.executable, __file__, "--data_dir", data_dir, "--measure", network, *map(str, numbers)]
+    network, data_dir, precision, *numbers = arguments
+    command = [sys.executable, __file__, "--data_dir", data_dir, "--measure", network, precision, *map(str, numbers)]
     return subprocess.Popen(command, env=os.environ | environment, stdout=subprocess.PIPE, text=True)
 
 
@@ -128,7 +129,7 @@ def finish(process: subprocess.Popen) -> dict:
     return json.loads(process.communicate()[0])
 
 
-def measure(network: str, data_dir: str, batch_size: int, steps: int, evaluations: int) -> dict:
+def measure(network: str, data_dir: str, precision: str, batch_size: int, steps: int, evaluations: int) -> dict:
     """Seconds per step and per evaluated batch, the rate of a matrix product, and the peak memory.
 
     MLPs are trained side by side, as `main.py` does with those of a grid, and the seconds are those of one of them.
@@ -136,8 +137,8 @@ def measure(network: str, data_dir: str, batch_size: int, steps: int, evaluation
     experiment.keep_freed_memory()
     data = load(network, data_dir)
     count = experiment.SIDE_BY_SIDE if network == "mlp" else 1
-    trainers = [Trainer(CNN if network == "cnn" else MLP, data, Settings(network, batch_size, 0.001, 0.2, 0, 1), CPU)
-                for _ in range(count)]
+    settings = Settings(network, batch_size, 0.001, 0.2, 0, 1, precision=precision)
+    trainers = [Trainer(CNN if network == "cnn" else MLP, data, settings, CPU) for _ in range(count)]
     team, trainer = Team(trainers), trainers[0]
     team.each(Trainer.start_epoch)
 
@@ -199,11 +200,11 @@ def has_bf16() -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data_dir", default="synthetic", help="an image folder or CIFAR-10; default: generated")
-    parser.add_argument("--measure", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--measure", nargs=5, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
-        network, *numbers = options.measure
-        print(json.dumps(measure(network, options.data_dir, *map(int, numbers))))
+        network, precision, *numbers = options.measure
+        print(json.dumps(measure(network, options.data_dir, precision, *map(int, numbers))))
         return
 
     experiment.keep_freed_memory()
@@ -244,23 +245,30 @@ def epoch(found: dict, batch_size: int, evaluation_batch: int) -> float:
 def compare_loops(data_dir: str) -> None:
     """An epoch of the CNN and the runs of an MLP grid against the plain loop, in processes of their own, in turns."""
     cnn, mlp = ("cnn", data_dir, 128, 12, 12), ("mlp", data_dir, 1024, 39, 12)
-    theirs, own = [], []
+    precisions = ("fp32", "bf16") if has_bf16() else ("fp32",)
+    theirs, own = [], {precision: [] for precision in precisions}
     for _ in range(3):
         theirs.append(epoch(plain(*cnn), 128, 128))
-        own.append(epoch(ours(*cnn), 128, EVALUATION_BATCH))
-    ratio_row("CNN epoch with evaluation", own, "plain loop", theirs, "≥ 4.5")
+        for precision in precisions:
+            own[precision].append(epoch(ours(*cnn, precision), 128, EVALUATION_BATCH))
+    for precision, target in zip(precisions, ("≥ 4.5", "≥ 8"), strict=False):
+        ratio_row(f"CNN epoch with evaluation, {precision}", own[precision], "plain loop", theirs, target)
 
-    theirs, own, products = [], [], []
+    theirs, own, products = [], {precision: [] for precision in precisions}, []
     # The forward product, half of the two, is all that evaluation needs.
     large_products = 20 * (2 * (TRAIN // 1024) * 1024 + EVALUATE) * 2 * 3072 * 100
     for _ in range(3):
         found = plain(*mlp)
         theirs.append(found["start"] + 20 * epoch(found, 1024, 1024))
-        found = two_workers(*mlp)
-        own.append(20 * epoch(found, 1024, 4 * EVALUATION_BATCH))
-        products.append(large_products / found["gemm_rate"])
-    ratio_row("MLP run of 20 epochs, of a grid on two workers", own, "plain loop", theirs, "≥ 4")
-    ratio_row("the same", own, "its products at the rate of a large one", products, "≥ 0.80")
+        for precision in precisions:
+            found = two_workers(*mlp, precision)
+            own[precision].append(20 * epoch(found, 1024, 4 * EVALUATION_BATCH))
+            if precision == "fp32":
+                products.append(large_products / found["gemm_rate"])
+    for precision, target in zip(precisions, ("≥ 4", "≥ 8"), strict=False):
+        ratio_row(f"MLP run of 20 epochs, of a grid on two workers, {precision}", own[precision], "plain loop", theirs,
+                  target)
+    ratio_row("the same, fp32", own["fp32"], "its products at the rate of a large one", products, "≥ 0.80")
 
     for name, arguments, limit in (("CNN", cnn, 1600), ("MLP", mlp, 1200)):
         peak = ours(*arguments)["peak_mb"]
