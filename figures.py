@@ -13,6 +13,7 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 from PIL import Image
@@ -41,18 +42,18 @@ GUESSING = {"val_acc": 0.1, "val_loss": math.log(10)}  # ten classes
 def draw_all(views: dict[str, View], source: Source, folder: Path, kind: str = "png") -> list[Path]:
     """Draw every figure into the folder; those without any run say so. Returns their paths."""
     make_folder(folder)
-    figure = Figure()
+    figure = Figure(dpi=DPI)
+    canvas = FigureCanvasAgg(figure)
     paths = []
     for name, draw in catalogue(views, source).items():
         figure.clear()
         figure.set_size_inches(8.4, 4.6)
         draw(figure)
-        picture = io.BytesIO()
         if kind == "png":
-            figure.savefig(picture, format="rgba", dpi=DPI)
-            size = [round(inches * DPI) for inches in figure.get_size_inches()]
-            picture = with_palette(Image.frombytes("RGBA", size, picture.getvalue()))
+            canvas.draw()
+            picture = with_palette(Image.fromarray(np.asarray(canvas.buffer_rgba())))
         else:
+            picture = io.BytesIO()
             figure.savefig(picture, format=kind, metadata={"svg": {"Date": None}, "pdf": {"CreationDate": None}}[kind])
         paths.append(folder / f"{name}.{kind}")
         write_file(paths[-1], picture.getvalue())
