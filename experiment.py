@@ -161,10 +161,18 @@ def describe(settings: Settings, data: Data, device: torch.device) -> dict:
         "data": {"source": data.source, "fingerprint": data.fingerprint, "classes": list(data.classes),
                  "images": {name: len(split.labels) for name, split in splits.items()}},
         "device": torch.cuda.get_device_name() if device.type == "cuda" else device.type,
-        "processor": platform.processor() or platform.machine(),
+        "processor": processor(),
         "threads": torch.get_num_threads(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
     }
+
+
+def processor() -> str:
+    """The processor's name and the vector instructions that PyTorch uses on it, which decide how sums are rounded."""
+    names = [platform.processor() or platform.machine()]
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:  # Linux has its full name there only
+        names = [line.split(":")[1].strip() for line in file if line.startswith("model name")] or names
+    return f"{names[0]}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 class Training:

@@ -209,9 +209,9 @@ def main() -> None:
 
     experiment.keep_freed_memory()
     flops = gemm_rate()
-    print(f"{processor()}, {torch.get_num_threads()} threads, Python {platform.python_version()}, torch "
-          f"{torch.__version__}, {time.strftime('%Y-%m-%d')}; matrix product {flops / 1e9:.0f} GFLOP/s; "
-          f"milliseconds: median (quartiles)\n")
+    print(f"{os.cpu_count()} cores, {experiment.processor()}, {torch.get_num_threads()} threads, "
+          f"Python {platform.python_version()}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}; "
+          f"matrix product {flops / 1e9:.0f} GFLOP/s; milliseconds: median (quartiles)\n")
     print("| what | this project | compared with | ratio | target |\n|---|---|---|---|---|")
     data = {network: load(network, options.data_dir) for network in ("mlp", "cnn")}
     compare_steps(data)
@@ -286,12 +286,6 @@ def compare_starts(data_dir: str) -> None:
     row("from main.py to the first step", f"{times['first step']:.2f} s", f"import torch {times['import torch']:.2f} s",
         times["first step"] - times["import torch"], "≤ 1 s more")
     row("--help", f"{times['help']:.2f} s", "0.5 s", times["help"] / 0.5, "≤ 1.00")
-
-
-def processor() -> str:
-    with open("/proc/cpuinfo") as file:
-        names = [line.split(":")[1].strip() for line in file if line.startswith("model name")]
-    return f"{len(names)} cores {names[0]}" if names else platform.processor()
 
 
 if __name__ == "__main__":

@@ -452,6 +452,7 @@ def test_the_files_of_a_run(image_folder, tmp_path):
     assert len(config["data"]["classes"]) == 10
     assert config["threads"] == torch.get_num_threads()
     assert config["versions"]["torch"] == torch.__version__
+    assert config["processor"].endswith(torch.backends.cpu.get_cpu_capability())
     assert config["device"] == "cpu"
     result, best = run.result(), torch.load(run.folder / "best.pt", weights_only=True)
     assert result["epochs"] == 2
