@@ -26,10 +26,14 @@ from layers import (
     batch_statistics,
     differentiate,
     dropout_mask,
+    gradient_sums,
     gradient_terms,
     parameter_gradients,
     per_channel,
+    shifted,
     slices,
+    widened,
+    workspace,
 )
 
 POOL = ([2, 2], [2, 2], [0, 0], [1, 1], False)  # window, stride, padding, dilation, ceil_mode
@@ -83,43 +87,43 @@ class NormReluPool(torch.autograd.Function):
         for part, out, indices in slices(x, pooled, chosen):
             signed = part if sign is None else part * sign
             torch.ops.aten.max_pool2d_with_indices.out(signed, *POOL, out=out, indices=indices)
-            sums.add(part - sums.shift)
+            sums.add(part)
         if sign is not None:
             pooled *= sign
-        pooled = pooled.to(sums.shift.dtype).sub_(sums.shift)
         mean, variance = sums.statistics()
         r = torch.rsqrt(variance + eps)
         scale = r if weight is None else r * per_channel(weight, x)
-        offset = (sums.shift - mean) * scale  # pooled is x - shift, not x - mean
-        if bias is not None:
-            offset = offset + per_channel(bias, x)
+        offset = torch.zeros_like(scale) if bias is None else per_channel(bias, x).to(scale.dtype)
         if mask is not None:
             scale, offset = scale * mask, offset * mask
-        y = torch.addcmul(offset, pooled, scale).relu_().to(x.dtype)
+        scale, offset = (each.expand(len(x), -1, 1, 1) for each in (scale, offset))
+        y, work = torch.empty_like(pooled), workspace(pooled)
+        for part, a, b, out in slices(pooled, scale, offset, y):
+            d = shifted(part, mean, work)
+            out.copy_(torch.addcmul(b, d, a, out=d).relu_())
         ctx.p, ctx.eps = p, eps
-        ctx.save_for_backward(x, weight, bias, mask, mean, r, sums.shift, pooled, chosen, y)
+        ctx.save_for_backward(x, weight, bias, mask, mean, r, pooled, chosen, y)
         mean, variance = mean.flatten(), variance.flatten()
         ctx.mark_non_differentiable(mean, variance)
         return y, mean, variance
 
     @staticmethod
     def backward(ctx, g: Tensor, *_):
-        x, weight, bias, mask, mean, r, shift, pooled, chosen, y = ctx.saved_tensors
+        x, weight, bias, mask, mean, r, pooled, chosen, y = ctx.saved_tensors
         if torch.is_grad_enabled():
             y = definition(x, weight, bias, mask, ctx.eps)
             return *differentiate(y, (x, weight, bias), g), None, None, None
         # Zero where ReLU, or the mask, made y zero; elsewhere the mask is 1 / (1 - p), which is multiplied in late.
-        g = torch.ops.aten.threshold_backward(g, y, 0).to(mean.dtype)
+        g = torch.ops.aten.threshold_backward(g, y, 0)
         kept = 1 / (1 - ctx.p) if ctx.p < 1 else 0.0
-        sum_g = g.sum((0, 2, 3), keepdim=True) * kept
-        sum_gd = (g * pooled).sum((0, 2, 3), keepdim=True) * kept + (shift - mean) * sum_g
+        sum_g, sum_gd = (each * kept for each in gradient_sums(pooled, g, mean))
         a, c, d = gradient_terms(x, weight, r, sum_g, sum_gd)
-        g.mul_(a * kept)
-        d = d - c * mean
-        dx = torch.empty_like(x)
+        a, d = a * kept, d - c * mean
+        dx, small, work, wide = torch.empty_like(x), workspace(g), workspace(x), workspace(x)
         for part, gradient, indices, out in slices(x, g, chosen, dx):
-            part = part.to(c.dtype)
-            wide = out if out.dtype == c.dtype else torch.empty_like(part)  # half precision is rounded once, at the end
-            torch.ops.aten.max_pool2d_with_indices_backward.grad_input(gradient, part, *POOL, indices, grad_input=wide)
-            out.copy_(wide.addcmul_(part, c).add_(d))
+            scaled = torch.mul(widened(gradient, small), a, out=small[:len(part)])
+            part = widened(part, work)
+            result = out if out.dtype == wide.dtype else wide[:len(part)]  # half precision is rounded once, at the end
+            torch.ops.aten.max_pool2d_with_indices_backward.grad_input(scaled, part, *POOL, indices, grad_input=result)
+            out.copy_(result.addcmul_(part, c).add_(d))
         return dx, *parameter_gradients(weight, bias, r, sum_g, sum_gd), None, None, None

@@ -48,8 +48,8 @@ MUTATIONS = {
         "layers.py", {"return mean.flatten(), (x - mean)": "return mean.flatten().detach(), (x - mean)"},
         "tests/test_layers.py::test_gradient_of_a_gradient_as_pytorch"),
     "variance as E[x^2] - E[x]^2": Mutation(
-        "layers.py", {"self.shift = first.mean(self.dims, keepdim=True, dtype=accumulator(x))":
-                      "self.shift = first.mean(self.dims, keepdim=True, dtype=accumulator(x)) * 0"},
+        "layers.py", {"self.shift = few.mean(self.dims, keepdim=True, dtype=self.work.dtype)":
+                      "self.shift = few.mean(self.dims, keepdim=True, dtype=self.work.dtype) * 0"},
         "tests/test_layers.py::test_far_from_zero_as_accurate_as_pytorch"),
     "variance as E[x^2] - E[x]^2 in the fused block": Mutation(
         "fused.py", {"        sums = ShiftedSums(x)\n": "        sums = ShiftedSums(x)\n        sums.shift.zero_()\n"},
@@ -83,7 +83,7 @@ MUTATIONS = {
         "layers.py", {"        if not self.training:\n            return x\n": ""},
         "tests/test_dropout.py::test_dropout_at_the_limits_and_in_evaluation"),
     "fused backward without the statistics' part": Mutation(
-        "fused.py", {"out.copy_(wide.addcmul_(part, c).add_(d))": "out.copy_(wide)"},
+        "fused.py", {"out.copy_(result.addcmul_(part, c).add_(d))": "out.copy_(result)"},
         "tests/test_networks.py::test_block_in_single_precision"),
     "fused block takes negative weights for positive": Mutation(
         "fused.py", {"if weight is None or not (weight < 0).any()": "if True"},
