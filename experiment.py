@@ -14,7 +14,7 @@ from pathlib import Path
 # Read when torch is loaded. Threads that wait for each other in a long busy loop, as is their habit, make training
 # ten times slower as soon as any other program wants a core; putting them to sleep at once costs a tenth.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # of PyTorch's OpenMP on Linux: rounds of that loop, under a millisecond
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # of PyTorch's OpenMP on Linux: rounds of it, under a millisecond
 
 import torch
 from torch import nn
