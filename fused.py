@@ -116,10 +116,11 @@ class NormReluPool(torch.autograd.Function):
         # Zero where ReLU, or the mask, made y zero; elsewhere the mask is 1 / (1 - p), which is multiplied in late.
         g = torch.ops.aten.threshold_backward(g, y, 0)
         kept = 1 / (1 - ctx.p) if ctx.p < 1 else 0.0
-        sum_g, sum_gd = (each * kept for each in gradient_sums(pooled, g, mean))
+        small = workspace(g)
+        sum_g, sum_gd = (each * kept for each in gradient_sums(pooled, g, mean, workspace(pooled), small))
         a, c, d = gradient_terms(x, weight, r, sum_g, sum_gd)
         a, d = a * kept, d - c * mean
-        dx, small, work, wide = torch.empty_like(x), workspace(g), workspace(x), workspace(x)
+        dx, work, wide = torch.empty_like(x), workspace(x), workspace(x)
         for part, gradient, indices, out in slices(x, g, chosen, dx):
             scaled = torch.mul(widened(gradient, small), a, out=small[:len(part)])
             part = widened(part, work)

@@ -177,18 +177,17 @@ class Normalize(torch.autograd.Function):
         if torch.is_grad_enabled():
             y = batch_norm(x, *batch_statistics(x.to(accumulator(x))), weight, bias, ctx.eps)
             return *differentiate(y, (x, weight, bias), g), None
-        sum_g, sum_gd = gradient_sums(x, g, mean)
-        a, c, d = gradient_terms(x, weight, r, sum_g, sum_gd)
         dx, work, wide = torch.empty_like(x), workspace(x), workspace(g)
+        sum_g, sum_gd = gradient_sums(x, g, mean, work, wide)
+        a, c, d = gradient_terms(x, weight, r, sum_g, sum_gd)
         for part, gradient, out in slices(x, g, dx):
             torch.addcmul(shifted(part, mean, work).mul_(c).add_(d), widened(gradient, wide), a, out=out)
         return dx, *parameter_gradients(weight, bias, r, sum_g, sum_gd), None
 
 
-def gradient_sums(x: Tensor, g: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
-    """sum(g) and sum(g * (x - mean)) of each channel, shape (1, C, 1, ...)."""
+def gradient_sums(x: Tensor, g: Tensor, mean: Tensor, work: Tensor, wide: Tensor) -> tuple[Tensor, Tensor]:
+    """sum(g) and sum(g * (x - mean)) of each channel, shape (1, C, 1, ...); `work` and `wide` are room for x and g."""
     dims = [d for d in range(x.dim()) if d != 1]
-    work, wide = workspace(x), workspace(g)
     sums_g, sums_gd = [], []
     for part, gradient in slices(x, g):
         gradient = widened(gradient, wide)
