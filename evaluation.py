@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from load_data import DATA_DIR, Data, Split, normalize
 from options import Settings
-from runs import MAX_CHECKPOINT, Run, UserError, intact, read_file, write_file, write_json
+from runs import MAX_CHECKPOINT, Run, UserError, intact, one_line, read_file, write_file, write_json
 from training import EVALUATION_BATCH, Trainer, on_device
 
 WIDTH = 100  # columns of the table
@@ -204,7 +204,7 @@ def table(summary: dict) -> str:
 
     With more classes than have room, the most frequent confusions take the matrix' place.
     """
-    classes, confusion = [shown(name) for name in summary["classes"]], summary["confusion"]
+    classes, confusion = [one_line(name) for name in summary["classes"]], summary["confusion"]
     name_width = min(16, max(map(len, classes)))
     left = name_width + len("  accuracy  ")
     digits = len(str(max(map(max, confusion))))
@@ -259,18 +259,13 @@ def draw_mistakes(path: Path, test: Split, probabilities: Tensor, classes: list[
     for position, i in enumerate(order.tolist()):
         axes = figure.add_subplot(rows, columns, position + 1)
         axes.imshow(images[i].view(3, 32, 32).permute(1, 2, 0).cpu().numpy())
-        answer, truth = (shown(classes[label])[:12] for label in (answers[i], labels[i]))
+        answer, truth = (one_line(classes[label])[:12] for label in (answers[i], labels[i]))
         axes.set_title(f"{answer} {confidence[i]:.3f}\n{truth}", fontsize=8, parse_math=False)
         axes.axis("off")
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=120)
     write_file(path, picture.getvalue())
     return len(order)
-
-
-def shown(text: str) -> str:
-    """Fit for a terminal: names of files and folders can hold anything."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 # --predict
@@ -287,12 +282,12 @@ def predict(trained: Trained, paths: list[Path], build: Build) -> None:
         pictures = pictures.flatten(1)
     trainer = restore(trained, build, torch.device("cpu"), precision="fp32", compile=False)
     probabilities = class_probabilities(trainer.network.double(), pictures)
-    width = max(len(shown(str(path))) for path in paths)
+    width = max(len(one_line(str(path))) for path in paths)
     for path, row in zip(paths, probabilities, strict=True):
         best = row.topk(min(LIKELIEST, len(row)))
-        answer = "  ".join(f"{shown(trained.classes[label])} {share:.4f}"
+        answer = "  ".join(f"{one_line(trained.classes[label])} {share:.4f}"
                            for share, label in zip(best.values.tolist(), best.indices.tolist(), strict=True))
-        print(f"{shown(str(path)):{width}}  {answer}")
+        print(f"{one_line(str(path)):{width}}  {answer}")
 
 
 @torch.no_grad()
@@ -324,12 +319,11 @@ def read_picture(path: Path) -> np.ndarray:
                 grey = Image.new("RGBA", small.size, (128, 128, 128, 255))
                 return np.asarray(Image.alpha_composite(grey, small).convert("RGB")).transpose(2, 0, 1)
     except UnidentifiedImageError as error:
-        raise UserError(f"argument --predict: {shown(str(path))} cannot be read as a picture (it is in no format that "
-                        "is known here)") from error
+        raise UserError(f"argument --predict: {path} cannot be read as a picture (it is in no format that is "
+                        "known here)") from error
     except Exception as error:  # decoders raise many kinds on damaged bytes; each one means unreadable
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise UserError(f"argument --predict: {shown(str(path))} cannot be read as a picture "
-                        f"({' '.join(reason.split())})") from error
+        raise UserError(f"argument --predict: {path} cannot be read as a picture ({reason})") from error
 
 
 def eight_bits(image):

@@ -209,7 +209,7 @@ class Training:
             raise  # no fault of the run
         except Exception as error:
             self.failed = True
-            reason = str(error) if isinstance(error, Diverged) else f"{type(error).__name__}: {error}"
+            reason = one_line(str(error) if isinstance(error, Diverged) else f"{type(error).__name__}: {error}")
             self.run.fail({"reason": reason, "epoch": self.trainer.epoch + 1, "step": getattr(error, "step", None),
                            "time": time.time()})
             self.progress.say(f"failed: {reason}")

@@ -283,8 +283,7 @@ def _decode(path: Path) -> np.ndarray:
     except FileNotFoundError:
         raise
     except Exception as error:  # decoders raise many kinds on damaged bytes; each one means unreadable
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path} cannot be read as a 32x32 picture ({reason}); mend or remove it") from error
+        raise UserError(f"{path} cannot be read as a 32x32 picture ({error}); mend or remove it") from error
     raise UserError(f"{path} has {image.width}x{image.height} pixels; only 32x32 is taken, so resize it")
 
 
@@ -336,7 +335,7 @@ def _download(CIFAR10: type, staging: Path, archive: Path) -> None:
             download_url(CIFAR10.url, staging, CIFAR10.filename, CIFAR10.tgz_md5)
         os.replace(staging / CIFAR10.filename, archive)
     except (OSError, RuntimeError, ValueError, http.client.HTTPException) as error:
-        reason = " ".join(str(error).split()).rstrip(".")
+        reason = str(error).rstrip(".")
         raise UserError(f"cannot download {CIFAR10.url} ({reason}); either put the archive at {archive}, or "
                         "point --data_dir at an image folder, or take --synthetic pictures") from error
 

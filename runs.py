@@ -41,10 +41,13 @@ NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}
 class UserError(Exception):
     """What the user can mend, in one sentence; the program prints it and exits with code 2."""
 
+    def __str__(self) -> str:
+        return one_line(super().__str__())
+
 
 def one_line(text: str) -> str:
-    """Fit for one line of a terminal: names of files and folders can hold anything."""
-    return "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
+    """Fit for one line of a terminal: names of files, folders and classes can hold anything."""
+    return "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.splitlines()))
 
 
 def no_link(path: str, flags: int) -> int:

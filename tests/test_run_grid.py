@@ -154,8 +154,9 @@ def test_runs_that_one_process_trains_side_by_side_have_one_worker(tmp_path):
     assert status.seconds_left(reports) == 3 * 2 * 10
 
 
-def test_status_needs_folders_only(undisturbed, tmp_path):
-    runs, _ = undisturbed
+def test_status_needs_folders_only_whatever_their_name(undisturbed, tmp_path):
+    runs = tmp_path / "two  spaces (3 epochs)"
+    shutil.copytree(undisturbed[0], runs)
     done = call("mlp", *flags(tmp_path / "no data", runs), "--status")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines()[-1] == "4 runs: 4 finished, 0 running, 0 interrupted, 0 failed, 0 missing"
