@@ -47,7 +47,8 @@ class UserError(Exception):
 
 def one_line(text: str) -> str:
     """Fit for one line of a terminal: names of files, folders and classes can hold anything."""
-    return "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.splitlines()))
+    line = " ".join(text.splitlines())
+    return "".join(letter if letter.isprintable() or letter.isspace() else "?" for letter in line)
 
 
 def no_link(path: str, flags: int) -> int:

@@ -155,7 +155,7 @@ def test_runs_that_one_process_trains_side_by_side_have_one_worker(tmp_path):
 
 
 def test_status_needs_folders_only_whatever_their_name(undisturbed, tmp_path):
-    runs = tmp_path / "two  spaces (3 epochs)"
+    runs = tmp_path / "two  spaces and\u00a0an unusual one (3 epochs)"
     shutil.copytree(undisturbed[0], runs)
     done = call("mlp", *flags(tmp_path / "no data", runs), "--status")
     assert (done.returncode, done.stderr) == (0, "")

@@ -260,11 +260,18 @@ def test_a_batch_is_prepared_once_for_all_that_train_side_by_side(monkeypatch):
     assert prepared == [32, 32, 30, 30]
 
 
-def test_what_goes_wrong_with_all_at_once_is_noted_by_each(image_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(Team, "linear1", lambda team, x: 1 / 0)
+@pytest.mark.parametrize(("error", "reason"), [
+    (ZeroDivisionError("division by zero"), "ZeroDivisionError: division by zero"),
+    (RuntimeError("a line\nand another"), "RuntimeError: a line and another")])
+def test_what_goes_wrong_with_all_at_once_is_noted_by_each_in_one_line(error, reason, image_folder, tmp_path,
+                                                                       monkeypatch):
+    def fail(team, x):
+        raise error
+
+    monkeypatch.setattr(Team, "linear1", fail)
     assert main("mlp", "--data_dir", image_folder, "--runs_dir", tmp_path, "--drop_rate", 0.1, 0.3) == 1
     reasons = [Run(folder).failure()["reason"] for folder in (tmp_path / "mlp").iterdir()]
-    assert reasons == ["ZeroDivisionError: division by zero"] * 2
+    assert reasons == [reason] * 2
 
 
 def test_teams_share_batch_size_and_seed_and_hold_every_run_once():
