@@ -13,8 +13,6 @@ Between them stands `Normalize`: the definition once more, with its derivative w
 over memory as there can be. It is what runs; the definition is what it is tested against.
 """
 
-import functools
-
 import torch
 from torch import Tensor, nn
 
@@ -107,8 +105,17 @@ def shifted(part: Tensor, shift: Tensor, work: Tensor) -> Tensor:
     return torch.sub(widened(part, work), shift, out=work[:len(part)])
 
 
+def sums_of_samples(x: Tensor) -> Tensor:
+    """The sum of each channel within each sample, shape (N, C, 1, ...); of (N, C) the sum over the samples, (1, C).
+
+    Threads divide this sum by samples, as they divide every element-wise operation, so that each finds what it
+    needs in its own core's cache. A sum over the samples as well they would divide by channels.
+    """
+    return x.sum(list(range(2, x.dim())) or [0], keepdim=True)
+
+
 def total(sums: list[Tensor]) -> Tensor:
-    return functools.reduce(torch.add, sums)
+    return torch.cat(sums).sum(0, keepdim=True)
 
 
 class ShiftedSums:
@@ -119,18 +126,17 @@ class ShiftedSums:
     """
 
     def __init__(self, x: Tensor):
-        self.dims = [d for d in range(x.dim()) if d != 1]
         self.n = x.numel() // x.size(1)
         self.work = workspace(x)
         few = x[:max(1, len(self.work) // 8)]
-        self.shift = few.mean(self.dims, keepdim=True, dtype=self.work.dtype)
+        self.shift = few.mean([0, *range(2, x.dim())], keepdim=True, dtype=self.work.dtype)
         self.sums, self.sums_of_squares = [], []
 
     def add(self, part: Tensor) -> None:
         """Take in a slice of x."""
         d = shifted(part, self.shift, self.work)
-        self.sums.append(d.sum(self.dims, keepdim=True))
-        self.sums_of_squares.append(d.mul_(d).sum(self.dims, keepdim=True))
+        self.sums.append(sums_of_samples(d))
+        self.sums_of_squares.append(sums_of_samples(d.mul_(d)))
 
     def statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and biased variance, shape (1, C, 1, ...)."""
@@ -187,12 +193,11 @@ class Normalize(torch.autograd.Function):
 
 def gradient_sums(x: Tensor, g: Tensor, mean: Tensor, work: Tensor, wide: Tensor) -> tuple[Tensor, Tensor]:
     """sum(g) and sum(g * (x - mean)) of each channel, shape (1, C, 1, ...); `work` and `wide` are room for x and g."""
-    dims = [d for d in range(x.dim()) if d != 1]
     sums_g, sums_gd = [], []
     for part, gradient in slices(x, g):
         gradient = widened(gradient, wide)
-        sums_g.append(gradient.sum(dims, keepdim=True))
-        sums_gd.append(shifted(part, mean, work).mul_(gradient).sum(dims, keepdim=True))
+        sums_g.append(sums_of_samples(gradient))
+        sums_gd.append(sums_of_samples(shifted(part, mean, work).mul_(gradient)))
     return total(sums_g), total(sums_gd)
 
 

@@ -255,9 +255,9 @@ class Curve:
 class View:
     """A study as far as its runs have come.
 
-    `epochs` is the number that most of its settings were asked for; what has more is cut there, so that all are
-    compared after equally many. `curves` come best first: lowest validation loss over the epochs, mean over
-    seeds. `missing` names what is not there, not finished or failed.
+    `epochs` is the number that most of its settings were asked for, of equals the lowest; what has more is cut
+    there, so that all are compared after equally many. `curves` come best first: lowest validation loss over the
+    epochs, mean over seeds. `missing` names what is not there, not finished or failed.
     """
 
     def __init__(self, study: Study, source: Source):
@@ -273,7 +273,7 @@ class View:
                 self.settings.setdefault("".join(match.groups()), setting)
         found = {label: chosen.get(setting, {}) for label, setting in self.settings.items()}
         asked = Counter(max(run.num_epochs for run in seeds.values()) for seeds in found.values() if seeds)
-        self.epochs = max(asked, key=lambda epochs: (asked[epochs], epochs)) if asked else 0
+        self.epochs = max(asked, key=lambda epochs: (asked[epochs], -epochs)) if asked else 0
         curves = []
         for label, seeds in found.items():
             epochs = min(self.epochs, max((len(run.rows) for run in seeds.values()), default=0))

@@ -262,6 +262,12 @@ def test_runs_that_went_on_are_cut():
     assert views["dropout"].curves["128_0.001_0.2"].values("val_acc").shape == (1, 50)
 
 
+def test_half_a_study_that_went_on_leaves_none_of_it_missing():
+    settings = all_settings("dimention")
+    views, _ = look_at(fabricate("cnn", settings[:5], epochs=50) + fabricate("cnn", settings[5:], epochs=10))
+    assert views["dimention"].epochs == 10 and not views["dimention"].missing
+
+
 def test_a_seed_that_is_still_going_waits():
     settings = all_settings("batchsize")
     views, _ = look_at(fabricate("mlp", settings) + fabricate("mlp", settings, (1,), epochs=3, asked=8))
