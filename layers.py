@@ -30,7 +30,7 @@ def batch_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     The mean is subtracted before squaring. E[x^2] - E[x]^2 would need one pass less, but with a large mean
     the two terms agree in all their digits, and nothing of the variance is left.
     """
-    others = [d for d in range(x.dim()) if d != 1]
+    others = [0, *range(2, x.dim())]
     mean = x.mean(others, keepdim=True)
     return mean.flatten(), (x - mean).square().mean(others)
 
