@@ -146,6 +146,19 @@ def test_evaluation_covers_every_sample_once(network):
     assert row["test_acc"] == pytest.approx((logits.argmax(1) == data.test.labels).float().mean().item(), abs=1e-6)
 
 
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_cross_entropy_is_pytorchs_with_its_derivative(reduction):
+    logits, labels = torch.cat([torch.randn(64, 10), 100 * torch.randn(64, 10)]), torch.randint(10, (128,))
+    found, expected = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    loss = training.cross_entropy(found, labels, reduction)
+    reference = nn.functional.cross_entropy(expected, labels, reduction=reduction)
+    torch.testing.assert_close(loss, reference)
+    weights = torch.rand(loss.shape)
+    (loss * weights).sum().backward()
+    (reference * weights).sum().backward()
+    torch.testing.assert_close(found.grad, expected.grad)
+
+
 def test_the_row_tells_losses_and_accuracies_of_the_samples_seen():
     data = random_data("mlp", train=70)
     trainer = trainer_of(settings_of("mlp", batch_size=32), data)
