@@ -78,10 +78,8 @@ def dropout_mask(x: Tensor, p: float, shape: torch.Size) -> Tensor:
 
 def slices(*tensors: Tensor):
     """Walk through tensors of N samples together, a few samples at a time (see SLICE_VALUES)."""
-    if tensors[0].numel() <= SLICE_VALUES:
-        return iter([tensors])
-    samples = max(1, SLICE_VALUES // tensors[0][0].numel())
-    return zip(*(tensor.split(samples) for tensor in tensors), strict=True)
+    count = -(-tensors[0].numel() // SLICE_VALUES)
+    return zip(*(tensor.chunk(count) for tensor in tensors), strict=True)
 
 
 def accumulator(x: Tensor) -> torch.dtype:
