@@ -179,13 +179,17 @@ def measure(trainer: Trainer, test: Split, trained: Trained) -> tuple[Tensor, di
     """The probabilities of every class for every picture, and what evaluation.json holds."""
     logits = torch.cat([trainer.logits(normalize(images)) for images in test.images.split(EVALUATION_BATCH)])
     loss = F.cross_entropy(logits, test.labels, reduction="none").mean().item()
-    labels, answers, n = test.labels.cpu(), logits.argmax(1).cpu(), len(trained.classes)
-    confusion = torch.bincount(labels * n + answers, minlength=n * n).view(n, n)
+    confusion = confusion_matrix(test.labels, logits.argmax(1), len(trained.classes))
     right, count = confusion.diagonal(), confusion.sum(1)
     return logits.softmax(1).cpu(), {
-        "loss": round(loss, 6), "accuracy": round(right.sum().item() / len(labels), 6),
+        "loss": round(loss, 6), "accuracy": round(right.sum().item() / len(test.labels), 6),
         "per_class": [round(share, 6) for share in (right / count.clamp(min=1)).tolist()],
         "confusion": confusion.tolist(), "classes": trained.classes, "epoch": trained.best["epoch"]}
+
+
+def confusion_matrix(labels: Tensor, answers: Tensor, n: int) -> Tensor:
+    """How many pictures of class i were taken for class j, on the CPU: n x n."""
+    return torch.bincount(labels.cpu() * n + answers.cpu(), minlength=n * n).view(n, n)
 
 
 def print_evaluation(trained: Trained, data: Data, summary: dict, own: bool) -> None:

@@ -148,8 +148,8 @@ def refuse_impossible(settings: Settings, run: Run, data: Data) -> None:
         raise UserError(f"argument --batch_size: {settings.batch_size} is not allowed, the training set has "
                         f"{len(data.train.labels)} images")
     config = run.config()
-    if config and config.get("data", {}).get("fingerprint") != data.fingerprint:
-        raise UserError(f"{run.folder} was trained on other data ({config.get('data', {}).get('source')}); choose "
+    if config and config["data"].get("fingerprint") != data.fingerprint:
+        raise UserError(f"{run.folder} was trained on other data ({config['data'].get('source')}); choose "
                         "another --runs_dir, or delete the folder to train it anew")
 
 
@@ -221,6 +221,7 @@ class Training:
             self.wait()
             if isinstance(outcome, Exception):
                 raise outcome
+            self.progress.level(self.trainer.epoch)
             checkpoint = as_bytes({"identity": identity(self.settings, self.data), **self.trainer.state_dict()})
             best = best_file(self.trainer) if self.trainer.best is outcome else None
             self.recorded = recorder.submit(self.record, self.trainer.rows[:], checkpoint, best)
@@ -334,9 +335,13 @@ class Progress:
         if self.bar is not None:
             self.bar.update(share)
 
+    def level(self, epoch: int) -> None:
+        """Free the bar of the rounding of its shares."""
+        if self.bar is not None:
+            self.bar.n = epoch
+
     def epoch(self, row: dict) -> None:
         if self.bar is not None:
-            self.bar.n = row["epoch"]  # free of the rounding of its shares
             self.bar.set_postfix_str(f"val loss {row['val_loss']:.3f} acc {row['val_acc']:.3f}, "
                                      f"{row['seconds']:.1f} s/epoch")
         else:

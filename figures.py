@@ -5,7 +5,6 @@ those of Okabe and Ito, which all common kinds of colour vision keep apart.
 """
 
 import io
-import math
 import textwrap
 from collections.abc import Callable
 from functools import partial
@@ -36,7 +35,6 @@ SPLITS = {"train": "training", "val": "validation", "test": "test"}
 QUANTITIES = {"acc": ("accuracy", "accuracy (%)", 100), "loss": ("loss", "loss, cross entropy (nats)", 1)}
 DPI = 170
 SHOWN = 10  # curves in a figure
-GUESSING = {"val_acc": 0.1, "val_loss": math.log(10)}  # ten classes
 
 
 def draw_all(views: dict[str, View], source: Source, folder: Path, kind: str = "png") -> list[Path]:
@@ -63,7 +61,7 @@ def draw_all(views: dict[str, View], source: Source, folder: Path, kind: str = "
 def with_palette(picture: Image.Image) -> io.BytesIO:
     """As PNG with 256 colours at most, which takes a third of the space."""
     file = io.BytesIO()
-    picture.convert("RGB").quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(file, "png")
+    picture.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(file, "png")
     return file
 
 
@@ -117,10 +115,13 @@ def legend_below(axes, columns: int = 1) -> None:
 
 
 def plain_ticks(axes) -> None:
-    """A logarithmic y axis with 1, 2, 5 at every power of ten, written out."""
+    """A logarithmic y axis with few round numbers at every power of ten, written out."""
     low, high = axes.get_ylim()
-    axes.set_yticks([tick for power in range(-5, 6) for tick in (10.0 ** power * np.array([1, 2, 5]))
-                     if low <= tick <= high])
+    for digits in ([1], [1, 2, 5], [1, 1.2, 1.5, 2, 3, 5, 7]):
+        ticks = [tick for power in range(-5, 6) for tick in 10.0 ** power * np.array(digits) if low <= tick <= high]
+        if len(ticks) >= 4:
+            break
+    axes.set_yticks(ticks)
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter(NullFormatter())
 
@@ -155,6 +156,10 @@ def curves(figure: Figure, view: View, split: str, quantity: str) -> None:
     legend = figure.legend(handles[::-1], labels[::-1], loc="upper left", bbox_to_anchor=(0.683, 0.935), title=head,
                            fontsize=8.5, title_fontsize=8, alignment="left", handlelength=3.6, labelspacing=0.55)
     legend.get_texts()[0].set_fontweight("bold")
+    beyond = legend.get_window_extent().x1 / figure.bbox.width - 0.995
+    if beyond > 0:  # long names take their room from the axes
+        legend.set_bbox_to_anchor((0.683 - beyond, 0.935))
+        axes.set_position((0.073, 0.175, 0.607 - beyond, 0.745))
     ranking = f"the {len(shown)} best of {len(view.curves)} settings by lowest validation loss over the epochs"
     scheme = "batch size_learning rate_drop rate" + {"CNN_ablation": "_without BatchNorm_without dropout",
                                                      "MLP_ablation": "_without BatchNorm_without dropout",
@@ -174,7 +179,7 @@ def style(view: View, rank: int):
 def heat_maps(figure: Figure, view: View) -> None:
     """Best validation accuracy of every setting of a grid: drop rate x learning rate, a panel per batch size."""
     title = f"{view.study.title}: best validation accuracy (%)"
-    if not view.curves:
+    if not any(view.complete(label) for label in view.curves):
         nothing(figure, title, view.study.command)
         return
     sizes = sorted({int(label.split("_")[0]) for label in view.study.settings})
@@ -202,7 +207,7 @@ def heat_maps(figure: Figure, view: View) -> None:
         axes.set(xlabel="drop rate" if i > 1 else "", ylabel="learning rate" if i % 2 == 0 else "")
     figure.colorbar(picture, cax=figure.add_axes((0.935, 0.195, 0.014, 0.64))).outline.set_visible(False)
     figure.text(0.03, 0.94, title, weight="bold", fontsize=10.5)
-    notes(figure, *footer(view, "framed: the best"))
+    notes(figure, *footer(view, "framed: the highest; elsewhere settings are ranked by lowest validation loss"))
 
 
 def learning_rates(figure: Figure, view: View) -> None:
@@ -218,14 +223,15 @@ def learning_rates(figure: Figure, view: View) -> None:
                       color=colour, marker=marker, ls=dash, label=name)
             failed = [lr for lr in SWEEP if f"{lr}_{without}" in view.failed]
             if failed:
-                axes.plot(failed, [factor * GUESSING[key]] * len(failed), "x", color=colour, ms=9,
+                axes.plot(failed, [factor * view.guessing[key]] * len(failed), "x", color=colour, ms=9,
                           label=f"{name}: diverged")
-        axes.axhline(factor * GUESSING[key], color="#777777", lw=1, ls=":", label="guessing")
+        axes.axhline(factor * view.guessing[key], color="#777777", lw=1, ls=":", label="guessing")
         axes.set(xscale="log", xlabel="learning rate of Adam")
         legend_below(axes)
-    figure.axes[0].set(title=view.study.title, ylim=(0, None), ylabel="best validation accuracy (%)")
-    figure.axes[1].set(title=f"in {view.epochs} epochs", yscale="log", ylabel="lowest validation loss (nats)")
-    plain_ticks(figure.axes[1])
+    left, right = figure.axes
+    left.set(title=f"{view.study.title} and accuracy …", ylim=(0, None), ylabel="best validation accuracy (%)")
+    right.set(title=f"… and loss, in {view.epochs} epochs", yscale="log", ylabel="lowest validation loss (nats)")
+    plain_ticks(right)
     notes(figure, *footer(view, "one setting but for the learning rate and batch normalization"))
 
 
@@ -279,25 +285,19 @@ def statistics(figure: Figure, network: str, topic: dict) -> None:
 def confusion(figure: Figure, network: str, topic: dict) -> None:
     """Which class the best network takes for which, in percent of the true class."""
     figure.set_size_inches(7.2, 6.2)
-    matrix = confusion_matrix(topic)
+    counts = np.array(topic["confusion"])
+    matrix = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
     axes = figure.add_axes((0.14, 0.17, 0.82, 0.75))
     axes.imshow(matrix, cmap="Blues", vmin=0, vmax=100, aspect="auto")
     for (i, j), value in np.ndenumerate(matrix):
-        axes.text(j, i, f"{value:.0f}" if value >= 0.5 else "·", ha="center", va="center", fontsize=8.5,
+        axes.text(j, i, f"{value:.0f}" if value > 0.5 else "·", ha="center", va="center", fontsize=8.5,
                   color="white" if value > 55 else "black")
     axes.set_xticks(range(len(matrix)), topic["classes"], rotation=45, ha="right")
     axes.set_yticks(range(len(matrix)), topic["classes"])
     axes.grid(False)
-    axes.set(xlabel="predicted", ylabel="true", title=f"Best {network}: percent of each class taken for …")
-    notes(figure, f"{topic['data']}, test images; {topic['runs'][0]}, accuracy {np.diag(matrix).mean():.1f} %")
-
-
-def confusion_matrix(topic: dict) -> np.ndarray:
-    """Percent, true x predicted."""
-    size = len(topic["classes"])
-    counts = np.bincount(np.array(topic["labels"]) * size + np.array(topic["predictions"]), minlength=size * size)
-    counts = counts.reshape(size, size)
-    return 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    axes.set(xlabel="predicted", ylabel="true", title=f"{network}: percent of each class taken for …")
+    notes(figure, f"{topic['data']}, test images; {topic['runs'][0]}, the {network} with the best validation accuracy; "
+                  f"test accuracy {100 * counts.trace() / counts.sum():.1f} %")
 
 
 def filters(figure: Figure, network: str, topic: dict) -> None:
@@ -314,5 +314,6 @@ def filters(figure: Figure, network: str, topic: dict) -> None:
     axes = figure.add_axes((0.01, 0.06, 0.98, 0.86))
     axes.imshow(wall, interpolation="nearest")
     axes.set_axis_off()
-    axes.set_title(f"Best {network}: the {len(pictures)} filters of the first layer, {size} x {size} pixels in colour")
-    notes(figure, f"{topic['data']}; {topic['runs'][0]}; each filter is stretched to the full range")
+    axes.set_title(f"{network}: the {len(pictures)} filters of the first layer, {size} x {size} pixels in colour")
+    notes(figure, f"{topic['data']}; {topic['runs'][0]}, the {network} with the best validation accuracy; each filter "
+                  "is stretched to the full range")

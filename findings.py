@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from studies import DROP_RATES, Curve, View
+from studies import BASES, DROP_RATES, Curve, View
 
 HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided"
 MARGIN = 0.01  # accuracies that differ by less are about the same
@@ -40,22 +40,24 @@ def t_quantile(freedom: int, probability: float = 0.975) -> float:
 
 
 class Estimate(NamedTuple):
-    """Mean and 95 % confidence interval over n seeds; the interval of one seed is nan."""
+    """Mean and 95 % confidence interval over n seeds, after so many epochs; the interval of one seed is nan."""
 
     mean: float
     low: float
     high: float
     n: int
+    epochs: str = ""
 
     def __str__(self) -> str:
         interval = f" [{self.low:+.4f}, {self.high:+.4f}]" if self.n > 1 else ""
-        return f"{self.mean:+.4f}{interval}, n = {self.n}"
+        return f"{self.mean:+.4f}{interval}, n = {self.n}, {self.epochs} epochs"
 
 
-def estimate(values: list[float]) -> Estimate:
+def estimate(values: list[float], *curves: Curve) -> Estimate:
+    """Of a number per seed, taken from these curves."""
     n, mean = len(values), float(np.mean(values))
     half = t_quantile(n - 1) * float(np.std(values, ddof=1)) / math.sqrt(n) if n > 1 else math.nan
-    return Estimate(mean, mean - half, mean + half, n)
+    return Estimate(mean, mean - half, mean + half, n, " and ".join(dict.fromkeys(str(c.epochs) for c in curves)))
 
 
 def difference(a: Curve | None, b: Curve | None, measure) -> Estimate | None:
@@ -64,7 +66,7 @@ def difference(a: Curve | None, b: Curve | None, measure) -> Estimate | None:
         return None
     left, right = a.by_seed(measure), b.by_seed(measure)
     seeds = sorted(left.keys() & right.keys())
-    return estimate([left[seed] - right[seed] for seed in seeds]) if seeds else None
+    return estimate([left[seed] - right[seed] for seed in seeds], a, b) if seeds else None
 
 
 # What has to be true of an interval for a claim to hold: the interval must lie between low and high.
@@ -83,7 +85,7 @@ class Check(NamedTuple):
     def verdict(self) -> str:
         if self.estimate is None or self.estimate.n < 2:
             return UNDECIDED
-        (low, high), (_, left, right, _) = self.bounds, self.estimate
+        (low, high), (_, left, right, *_) = self.bounds, self.estimate
         if right <= low or left >= high:
             return FAILS
         return HOLDS if low < left and right < high and not self.obstacle else UNDECIDED
@@ -114,8 +116,11 @@ class Finding(NamedTuple):
 
     @property
     def reason(self) -> str:
-        reasons = dict.fromkeys(check.reason for check in self.checks if check.verdict == UNDECIDED)
-        return "; ".join(reasons) if self.verdict == UNDECIDED else ""
+        """Why it is undecided, or which of several numbers refutes it."""
+        if self.verdict == UNDECIDED:
+            return "; ".join(dict.fromkeys(check.reason for check in self.checks if check.verdict == UNDECIDED))
+        refuting = [check.what for check in self.checks if check.verdict == FAILS]
+        return "; ".join(refuting) if len(self.checks) > 1 else ""
 
 
 def best_of_grid(view: View, label: str) -> Check:
@@ -130,7 +135,7 @@ def best_of_grid(view: View, label: str) -> Check:
 
 
 def over(curve: Curve | None, measure: Callable[[list[dict]], float]) -> Estimate | None:
-    return estimate(list(curve.by_seed(measure).values())) if curve else None
+    return estimate(list(curve.by_seed(measure).values()), curve) if curve else None
 
 
 def quarter(rows: list[dict], key: str, back: int = 0) -> float:
@@ -152,7 +157,7 @@ def rise(rows: list[dict]) -> float:
 
 def findings(views: dict[str, View]) -> list[Finding]:
     mlp, cnn = views["MLP_ablation"], views["CNN_ablation"]
-    bases = {"MLP": (mlp, "1024_0.001_0.2"), "CNN": (cnn, "128_0.001_0.2")}
+    bases = {"MLP": (mlp, BASES["mlp"]), "CNN": (cnn, BASES["cnn"])}
 
     def ablation(network: str, without_norm: bool, without_dropout: bool) -> Curve | None:
         view, base = bases[network]
@@ -171,8 +176,8 @@ def findings(views: dict[str, View]) -> list[Finding]:
     steps = list(zip(DROP_RATES, DROP_RATES[1:], strict=False))
     peak = max((b for b in (1024, 2048) if sizes[b]), key=lambda b: sizes[b].mean("val_acc"), default=1024)
     return [
-        Finding(1, "The best MLP of the grid is 1024_0.001_0.2", [best_of_grid(views["MLP"], "1024_0.001_0.2")]),
-        Finding(2, "The best CNN of the grid is 128_0.001_0.2", [best_of_grid(views["CNN"], "128_0.001_0.2")]),
+        *(Finding(number, f"The best {n} of the grid is {base}", [best_of_grid(views[n], base)])
+          for number, (n, (_, base)) in enumerate(bases.items(), 1)),
         Finding(3, "The CNN beats the MLP on test accuracy", [
             Check("test accuracy, CNN − MLP", difference(full["CNN"], full["MLP"], "test_acc"),
                   obstacle="" if same_data else "the two were trained on different data")]),

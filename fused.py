@@ -41,7 +41,8 @@ POOL = ([2, 2], [2, 2], [0, 0], [1, 1], False)  # window, stride, padding, dilat
 
 def applies(x: Tensor, norm, dropout) -> bool:
     """Whether the functions below can take the place of `norm`, ReLU, `dropout` and MaxPool for this input."""
-    return (isinstance(norm, BatchNorm) and (dropout is None or isinstance(dropout, Dropout2d) or not dropout.training)
+    return (isinstance(norm, BatchNorm)
+            and (dropout is None or isinstance(dropout, Dropout2d) or not dropout.training or dropout.p == 0)
             and x.device.type == "cpu" and x.numel() > 0 and not torch.compiler.is_compiling())
 
 

@@ -10,7 +10,8 @@ one thing in training and another in evaluation, switched by `self.training`:
     Dropout2d       drops each feature map with probability p    nothing
 
 Between them stands `Normalize`: the definition once more, with its derivative written out, in as few passes
-over memory as there can be. It is what runs; the definition is what it is tested against.
+over memory as there can be. It is what trains, where fused.py does not take its place as well; the definition is
+what both are tested against, and what evaluates.
 """
 
 import torch
@@ -39,8 +40,9 @@ def batch_norm(x: Tensor, mean: Tensor, variance: Tensor, weight: Tensor | None,
                eps: float) -> Tensor:
     """(x - mean) / sqrt(variance + eps) * weight + bias for each channel: Ioffe and Szegedy 2015, algorithm 1.
 
-    `x` and the result have the shape (N, C, ...), all the others (C,).
+    `x` and the result have the shape (N, C, ...), all the others (C,). Half precision is computed in float32.
     """
+    mean, variance = mean.to(accumulator(x)), variance.to(accumulator(x))
     scale = torch.rsqrt(variance + eps)
     if weight is not None:
         scale = scale * weight
@@ -65,20 +67,20 @@ def dropout(x: Tensor, p: float, shape: torch.Size) -> Tensor:
 def dropout_mask(x: Tensor, p: float, shape: torch.Size) -> Tensor:
     """1 / (1 - p) with probability 1 - p, else 0; of the given shape, with dtype and memory order of `x`."""
     mask = torch.empty_like(x) if shape == x.shape else x.new_empty(shape)
-    if x.device.type == "cpu" and not torch.compiler.is_compiling():
+    if x.device.type == "cpu" and 0.001 < p < 0.999 and not torch.compiler.is_compiling():
         # A CPU draws random bits seven times faster than bernoulli_ draws its values: 16 of them decide over
-        # one value, which keeps the rate to within 1 / 131072.
+        # one value, which keeps the rate to within 1 / 131072, too coarse for a rate near 0 or 1.
         bits = torch.empty(mask.numel() // 4 + 1, dtype=torch.int64).random_(-(2 ** 63), None).view(torch.int16)
         bits = bits.as_strided(mask.shape, mask.stride())
-        mask.copy_(bits.lt_(min(round((1 - p) * 65536), 65535) - 32768))  # in place is vectorized, to bool is not
+        mask.copy_(bits.lt_(round((1 - p) * 65536) - 32768))  # in place is vectorized, to bool is not
     else:
         mask.bernoulli_(1 - p)
     return mask.div_(1 - p)
 
 
 def slices(*tensors: Tensor):
-    """Walk through tensors of N samples together, a few samples at a time (see SLICE_VALUES)."""
-    count = -(-tensors[0].numel() // SLICE_VALUES)
+    """Walk through tensors of N samples together, on a CPU a few samples at a time (see SLICE_VALUES)."""
+    count = -(-tensors[0].numel() // SLICE_VALUES) if tensors[0].device.type == "cpu" else 1
     return zip(*(tensor.chunk(count) for tensor in tensors), strict=True)
 
 
@@ -325,8 +327,8 @@ class BatchNorm(nn.Module):
         if not (self.training and self.track_running_stats):
             return
         self.num_batches_tracked.add_(1)
-        if n == 0:
-            return  # nothing was seen
+        if n == 0 or self.running_mean is None:
+            return  # nothing was seen, or nobody wants to know
         momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
         self.running_var.lerp_((variance * (n / (n - 1))).to(self.running_var.dtype), momentum)

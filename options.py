@@ -117,7 +117,8 @@ def build_parser(network: str, description: str, batch_size: int, learning_rate:
     example = Settings(network, batch_size, learning_rate, drop_rate, 0, num_epochs,
                        dropout_type="2d" if network == "cnn" else None)
     parser = Parser(
-        description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog=f"{network}/main.py", description=description, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=f"""\
 Several values for a flag mean every combination, one run each. The same command again goes on where it was
 stopped and skips what is finished; started twice, the two share the runs out.

@@ -2,6 +2,8 @@
 """Draw every figure and write every table and REPORT.md, from the published runs in results/ or from your own."""
 
 import argparse
+import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -41,6 +43,12 @@ def main() -> int:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
 
 
+def relocated(text: str, folder: Path, kind: str) -> str:
+    """The text of a document with the links that it needs in `folder`, to figures of that kind."""
+    text = re.sub(r"\]\(([\w/]+\.py)", lambda match: f"]({os.path.relpath(ROOT / match[1], folder)}", text)
+    return re.sub(r"(\]\(pics/\w+)\.(png|svg|pdf)\)", rf"\1.{kind})", text)
+
+
 def draw(options) -> int:
     from studies import STUDIES, View, collect, read_source
 
@@ -61,7 +69,8 @@ def draw(options) -> int:
     if options.output == ROOT and options.runs_dir is None:
         documents.append("README.md")  # shows the published results alone
     for name in documents:
-        write_file(options.output / name, fill((ROOT / name).read_text(encoding="utf-8"), parts).encode())
+        text = fill((ROOT / name).read_text(encoding="utf-8"), parts)
+        write_file(options.output / name, relocated(text, options.output, options.format).encode())
     for note in source.notes:
         print(note)
     for view in views.values():

@@ -13,23 +13,22 @@ from pathlib import Path
 
 import numpy as np
 
-from figures import GUESSING, SPLITS
+from figures import SPLITS
 from findings import FAILS, HOLDS, MARGIN, UNDECIDED, Finding, findings, gap, over, rise
 from options import ROOT
 from runs import make_folder, write_file
-from studies import NETWORKS, SWEEP, Curve, Source, View, data_name, summary
+from studies import BASES, EPOCHS, NETWORKS, SWEEP, Curve, Source, View, data_name, summary
 
 COLUMNS = {"train_acc": "training accuracy, last epoch", "val_acc": "best validation accuracy",
            "val_loss": "lowest validation loss", "test_acc": "test accuracy", "test_loss": "test loss",
            "best_epoch": "best epoch"}
-BASES = {"MLP": "1024_0.001_0.2", "CNN": "128_0.001_0.2"}
-PUBLISHED = {"MLP": (0.524, 1.367), "CNN": (0.7397, 0.7902)}  # test accuracy and loss in the older report
+PUBLISHED = {"mlp": (0.524, 1.367), "cnn": (0.7397, 0.7902)}  # test accuracy and loss in the older report
 CLAIMS = {"MLP": (1,), "CNN": (2,), "MLP_ablation": (4, 6, 7), "CNN_ablation": (3, 4, 5, 7), "dimention": (8,),
           "dropout": (9, 10), "batchsize": (11,)}
 CODE = ("BatchNorm.forward", "BatchNorm.uses_batch_statistics", "BatchNorm.track", "Dropout.forward")
 NOT_YET = "Not run yet."
 AIM = 0.8  # test accuracy
-EPOCHS = {"MLP": 20, "CNN": 50}  # of a whole run
+LEARNS = 1.2  # times the validation accuracy of guessing
 
 
 # Tables
@@ -74,8 +73,9 @@ def write_tables(views: dict[str, View], found: list[Finding], folder: Path) -> 
                 for curve in curves]
         paths += _write_table(folder / name, curve_table(curves), [header, *rows])
     rows = [[f.number, f.claim, f.verdict, f.reason, check.what, check.verdict,
-             *(f"{number:.6g}" for number in check.estimate or ())] for f in found for check in f.checks]
-    header = ["number", "claim", "verdict", "reason", "measured", "of_this", "mean", "low", "high", "seeds"]
+             *(f"{number:.6g}" for number in check.estimate[:4]), check.estimate.epochs] if check.estimate else
+            [f.number, f.claim, f.verdict, f.reason, check.what, check.verdict] for f in found for check in f.checks]
+    header = ["number", "claim", "verdict", "reason", "measured", "of_this", "mean", "low", "high", "seeds", "epochs"]
     return paths + _write_table(folder / "findings", finding_table(found), [header, *rows])
 
 
@@ -102,7 +102,7 @@ def blocks(views: dict[str, View], source: Source) -> dict[str, str]:
     parts = {"summary": summarize(views, found), "results": best_table(views), "runs": what_ran(views, source),
              "findings": f"{finding_table(found)}\n\n'About the same' and 'leaves it' mean: by less than {MARGIN}.",
              "published": against_published(views, found), "far": how_far(source),
-             "rates": "\n\n".join(learning_rates(views[f"{name}_learning_rates"]) for name in BASES),
+             "rates": "\n\n".join(learning_rates(views[f"{name.upper()}_learning_rates"]) for name in NETWORKS),
              "bagging": theory(source, "bagging", bagging),
              "statistics": theory(source, "statistics", batch_statistics),
              "confusion": confusion(source.theory.get("cnn", {}).get("confusion"))}
@@ -134,13 +134,14 @@ def summarize(views: dict[str, View], found: list[Finding]) -> str:
 def best_table(views: dict[str, View]) -> str:
     """The best of each grid, and the networks of the ablations, which may have been trained for longer."""
     rows = []
-    for name, base in BASES.items():
+    for network, base in BASES.items():
+        name = network.upper()
         grid = views[name]
         tried = f", of {len(grid.curves)} of its {len(grid.settings)} settings" if grid.missing else ""
         for what, view, label in ((f"best {name} of the grid{tried}", grid, next(iter(grid.curves), "")),
                                   (f"{name} of the ablation", views[f"{name}_ablation"], f"{base}_False_False")):
             curve = view.curves.get(label)
-            rows.append([what, f"`{curve.label}`", f"{curve.epochs} of {EPOCHS[name]}", len(curve.runs), view.data,
+            rows.append([what, f"`{curve.label}`", f"{curve.epochs} of {EPOCHS[network]}", len(curve.runs), view.data,
                          *(value(curve, key) for key in ("val_acc", "test_acc", "test_loss"))] if curve
                         else [what, NOT_YET, *["–"] * 6])
     return markdown(["", "setting", "epochs", "seeds", "data", *(COLUMNS[key] for key in (
@@ -149,7 +150,7 @@ def best_table(views: dict[str, View]) -> str:
 
 def what_ran(views: dict[str, View], source: Source) -> str:
     rows = [[view.study.title, f"{len(view.settings) - len(view.missing)} of {len(view.settings)}", view.epochs or "–",
-             view.seeds_text if view.curves else "–", view.data or "–", f"`{view.study.command}`"]
+             view.seeds_text if view.curves else "–", view.data or "–", f"`{view.command}`"]
             for view in views.values()]
     lines = [markdown(["study", "settings finished", "epochs", "runs of each", "data", "command"], rows), ""]
     for network in NETWORKS:
@@ -202,7 +203,8 @@ def what_curves_show(view: View) -> str:
     count = sum(over(curve, rise).mean > 0 for curve in curves)
     sentences.append(f"In the last quarter of the epochs training loss lies below validation loss in {below} of "
                      f"{len(curves)} settings, and validation loss is higher than in the quarter before in {count}" +
-                     (f", most in `{rising.label}` ({over(rising, rise).mean:+.4f})." if count else "."))
+                     (f" (by {over(rising, rise).mean:.4f} in `{rising.label}`{', the most' * (count > 1)})."
+                      if count else "."))
     if view.study.is_grid:
         counts = [Counter(curve.label.split("_")[i] for curve in curves[:10]).most_common() for i in range(3)]
         sentences.append("Among the ten best: " + "; ".join(
@@ -213,10 +215,11 @@ def what_curves_show(view: View) -> str:
 
 def against_published(views: dict[str, View], found: list[Finding]) -> str:
     rows = []
-    for name, (accuracy, loss) in PUBLISHED.items():
-        curve = views[f"{name}_ablation"].complete(f"{BASES[name]}_False_False")
+    for network, (accuracy, loss) in PUBLISHED.items():
+        name, base = network.upper(), BASES[network]
+        curve = views[f"{name}_ablation"].complete(f"{base}_False_False")
         for key, old in (("test_acc", accuracy), ("test_loss", loss)):
-            rows.append([f"{name} `{BASES[name]}`, {COLUMNS[key]}", old] + (
+            rows.append([f"{name} `{base}`, {COLUMNS[key]}", old] + (
                 [value(curve, key), f"{curve.mean(key) - old:+.4f}", curve.epochs] if curve else [NOT_YET, "–", "–"]))
     claims = {verdict: [f"{f.number}, {f.claim}" for f in found if f.verdict == verdict]
               for verdict in (FAILS, HOLDS, UNDECIDED)}
@@ -234,8 +237,10 @@ def how_far(source: Source) -> str:
                        *(f"{numbers[key]:.{4 * (key != 'best_epoch')}f}" for key in COLUMNS)]
                       for numbers, record in runs])
     best, record = max(runs, key=lambda run: run[0]["val_acc"])
-    return (f"{table}\n\nThe run with the best validation accuracy, `{record.name}`, "
-            f"{'reaches' if best['test_acc'] >= AIM else 'does not reach'} the aim of {AIM:.2f}: its test accuracy is "
+    flags = " ".join(f"--{key} {record.config.get(key)}"
+                     for key in ("learning_rate", "drop_rate", "num_epochs", "schedule"))
+    return (f"{table}\n\nThe one with the best validation accuracy, `python cnn/main.py --augment {flags}`, "
+            f"{'reaches' if best['test_acc'] >= AIM else 'does not reach'} the aim: its test accuracy is "
             f"{best['test_acc']:.4f}.")
 
 
@@ -288,29 +293,38 @@ def learning_rates(view: View) -> str:
     picture, name = figure(view.study.name, view.study.title), view.study.network.upper()
     if not view.curves:
         return f"{picture}\n\n{name}: {NOT_YET} `{view.study.command}` makes the runs."
-    text = []
-    for without in (False, True):
-        points = {lr: curve for lr in SWEEP if (curve := view.complete(f"{lr}_{without}"))}
-        learned = [lr for lr, curve in points.items() if curve.mean("val_loss") < GUESSING["val_loss"]]
-        failed = [str(lr) for lr in SWEEP if f"{lr}_{without}" in view.failed]
-        best = max(points, key=lambda lr: points[lr].mean("val_acc"), default=None)
-        text.append(f"{'Without' if without else 'With'} batch normalization it learns at rates up to "
-                    f"{max(learned)} of {', '.join(map(str, points))}, and best at {best} (validation accuracy "
-                    f"{value(points[best], 'val_acc')})." if learned else
-                    f"{'Without' if without else 'With'} batch normalization: {NOT_YET.lower()}" if not points else
-                    "It learns at none.")
-        text += [f"It diverges at {', '.join(failed)}."] if failed else []
-    return (f"{picture}\n\n{name}, {view.epochs} epochs, {view.seeds_text} ({view.data}). It learns where the "
-            f"validation loss comes below that of guessing, {GUESSING['val_loss']:.3f}. {' '.join(text)}")
+    return (f"{picture}\n\n{name}, {view.epochs} epochs, {view.seeds_text} ({view.data}). It learns where its "
+            f"validation accuracy is more than {LEARNS} times that of guessing, {view.guessing['val_acc']:.3g}. "
+            f"{what_rates_show(view, False)} {what_rates_show(view, True)}")
+
+
+def what_rates_show(view: View, without: bool) -> str:
+    """At which rates a network learns, at which not, and at which nobody knows."""
+    arm = f"{'Without' if without else 'With'} batch normalization"
+    points = {lr: curve for lr in SWEEP if (curve := view.complete(f"{lr}_{without}"))}
+    failed = [lr for lr in SWEEP if f"{lr}_{without}" in view.failed and lr not in points]
+    if not points and not failed:
+        return f"{arm}: {NOT_YET.lower()}"
+    reached = {lr: curve.mean("val_acc") for lr, curve in points.items()}
+    learned = [lr for lr in reached if reached[lr] > LEARNS * view.guessing["val_acc"]]
+    best = max(reached, key=reached.get, default=None)
+
+    def listed(rates) -> str:
+        return ", ".join(map(str, rates)) or "none"
+
+    text = f"{arm} it learns at {listed(learned)}"
+    text += f", best at {best} (validation accuracy {value(points[best], 'val_acc')})" if learned else ""
+    others = (("not at", [lr for lr in reached if lr not in learned]), ("diverges at", failed),
+              ("was not run at", [lr for lr in SWEEP if lr not in reached and lr not in failed]))
+    return "; ".join([text, *(f"{what} {listed(rates)}" for what, rates in others if rates)]) + "."
 
 
 def confusion(topic: dict | None) -> str:
     pictures = f"{figure('CNN_confusion', 'Confusion matrix')}\n\n{figure('CNN_filters', 'First-layer filters')}\n\n"
     if not topic:
         return pictures + f"{NOT_YET} `python theory.py confusion filters --network cnn` makes them."
-    classes, pairs = topic["classes"], list(zip(topic["labels"], topic["predictions"], strict=True))
-    frequent = ", ".join(f"{classes[a]} for {classes[b]} ({n})" for (a, b), n in
-                         Counter((a, b) for a, b in pairs if a != b).most_common(3))
-    accuracy = sum(a == b for a, b in pairs) / len(pairs)
-    return (f"{pictures}`{topic['runs'][0]}` ({topic['data']}) gets {accuracy:.4f} of the test images right. Most "
-            f"often it takes {frequent}.")
+    classes, counts = topic["classes"], np.array(topic["confusion"])
+    wrong = [(counts[i, j], classes[i], classes[j]) for i, j in np.ndindex(counts.shape) if i != j]
+    frequent = ", ".join(f"{one} for {other} ({n})" for n, one, other in sorted(wrong, key=lambda w: -w[0])[:3])
+    return (f"{pictures}`{topic['runs'][0]}` ({topic['data']}) gets {counts.trace() / counts.sum():.4f} of the test "
+            f"images right. Most often it takes {frequent}.")

@@ -22,7 +22,8 @@ STUDY is one of
   -j N          N workers (default 1), which share the runs, the cores and the GPUs
   --dry-run     print the runs, and do nothing
   --status      print how far each run is
-  others        go to main.py, e.g. --num_epochs 2 --seed 0 1 2 --data_dir DIR --retry (cnn/main.py --help)
+  others        go to main.py, e.g. --num_epochs 2 --seed 0 1 2 --data_dir DIR --retry (cnn/main.py --help);
+                a flag that one network lacks, to studies of the other alone
 
 Runs land in runs/, or --runs_dir; what the workers print, in logs/ there. Ctrl-C ends all workers; the same call goes
 on where they were, and another call beside it adds workers. PYTHON=… picks the interpreter, by default that of .venv if there is one.

@@ -11,6 +11,7 @@
 import csv
 import io
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -25,6 +26,8 @@ from runs import COLUMNS, Run, UserError, make_folder, read_json, write_file
 
 RESULTS = ROOT / "results"
 NETWORKS = ("mlp", "cnn")
+EPOCHS = {"mlp": 20, "cnn": 50}
+BASES = {"mlp": "1024_0.001_0.2", "cnn": "128_0.001_0.2"}  # what ablations and learning rates depart from
 DROP_RATES = (0.0, 0.2, 0.4, 0.6, 0.8)
 LEARNING_RATES = (0.001, 0.0005, 0.0001)
 SWEEP = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # learning rates, with and without BatchNorm
@@ -55,6 +58,12 @@ class Record:
         return self.config.get("data", {}).get("fingerprint", "")
 
     @property
+    def classes(self) -> int:
+        """How many classes its data has; as many as CIFAR-10 where that is not known."""
+        classes = self.config.get("data", {}).get("classes")
+        return len(classes) if isinstance(classes, list) and classes else 10
+
+    @property
     def num_epochs(self) -> int:
         epochs = self.config.get("num_epochs")
         return epochs if isinstance(epochs, int) else len(self.rows)
@@ -64,7 +73,7 @@ def read_runs(folder: Path) -> list[Record]:
     """The runs in a RUNS_DIR, finished or not."""
     runs = [(network, Run(path)) for network in NETWORKS for path in sorted((folder / network).glob("*_seed*"))]
     return [Record(network, run.name, config, run.metrics(), run.result(), run.failure())
-            for network, run in runs if isinstance((config := run.config() or {}).get("data"), dict)]
+            for network, run in runs if (config := run.config())]
 
 
 def read_results(folder: Path = RESULTS) -> list[Record]:
@@ -146,6 +155,7 @@ class Source:
         self.chosen: dict[str, dict[str, dict[int, Record]]] = {network: {} for network in NETWORKS}
         self.data: dict[str, str] = {}
         self.fingerprint: dict[str, str] = {}
+        self.classes: dict[str, int] = {}  # how many
         self.notes = []
         for network in NETWORKS:
             kinds = Counter((record.variant, record.fingerprint) for record in self.of(network))
@@ -156,6 +166,7 @@ class Source:
                 if (record.variant, record.fingerprint) == kind:
                     self.chosen[network].setdefault(record.setting, {})[record.seed] = record
                     self.data[network] = data_name(record) + (f" ({kind[0]})" if kind[0] else "")
+                    self.classes[network] = record.classes
             self.fingerprint[network] = kind[1]
             self.notes += [f"{network}: {count} {variant or 'default'} runs on other data or with other options are "
                            "not in the studies" for (variant, _), count in kinds.items() if (variant, _) != kind]
@@ -172,6 +183,7 @@ class Study:
     network: str
     command: str  # what makes the runs
     title: str
+    epochs: int  # that the command trains for, if nothing else is asked
     settings: dict[str, str] = field(default_factory=dict)
     more: str = ""  # a pattern of settings that belong to it too, if somebody made them
     splits: tuple[str, ...] = ("train", "val")
@@ -192,25 +204,24 @@ def _studies() -> dict[str, Study]:
     for network, batch_sizes in grids.items():
         labels = [f"{b}_{lr}_{p}" for b in batch_sizes for lr in LEARNING_RATES for p in DROP_RATES]
         end = "_2d" if network == "cnn" else ""
-        name = network.upper()
-        studies.append(Study(name, network, f"./run_grid.sh {network}", f"{name} grid",
+        name, base, epochs = network.upper(), BASES[network], EPOCHS[network]
+        studies.append(Study(name, network, f"./run_grid.sh {network}", f"{name} grid", epochs,
                              {label: _plain(label) + end for label in labels}, splits=("train", "val", "test")))
-        base = {"mlp": "1024_0.001_0.2", "cnn": "128_0.001_0.2"}[network]
         studies.append(Study(f"{name}_ablation", network, "./run_grid.sh ablation",
-                             f"{name}, ablation",
+                             f"{name}, ablation", epochs,
                              {f"{base}_{flag}": f"{base}_{flag}{end}" for flag in flags}))
         studies.append(Study(f"{name}_learning_rates", network, f"python theory.py rates --network {network}",
-                             f"{name}: learning rate",
+                             f"{name}: learning rate", 5,
                              {f"{lr}_{norm}": f"{base.replace('0.001', str(lr))}_{norm}_False{end}"
                               for norm in (False, True) for lr in SWEEP}))
     rates = [f"128_0.001_{p}" for p in DROP_RATES]
     studies += [
-        Study("dimention", "cnn", "./run_grid.sh dropout_type", "CNN, dropping values (1d) or maps (2d)",
+        Study("dimention", "cnn", "./run_grid.sh dropout_type", "CNN, dropping values (1d) or maps (2d)", EPOCHS["cnn"],
               {f"{rate}_{kind}": f"{_plain(rate)}_{kind}" for kind in ("1d", "2d") for rate in rates},
               r"(128_0.001_[\d.]+)_False_False(_[12]d)"),
-        Study("dropout", "cnn", "./run_grid.sh drop_rate", "CNN, drop rate",
+        Study("dropout", "cnn", "./run_grid.sh drop_rate", "CNN, drop rate", EPOCHS["cnn"],
               {rate: _plain(rate) + "_2d" for rate in rates}, r"(128_0.001_[\d.]+)_False_False_2d()"),
-        Study("batchsize", "mlp", "./run_grid.sh batch_size", "MLP, batch size",
+        Study("batchsize", "mlp", "./run_grid.sh batch_size", "MLP, batch size", EPOCHS["mlp"],
               {f"{b}_0.001_0.0": _plain(f"{b}_0.001_0.0") for b in grids["mlp"]}, r"(\d+_0.001_0.0)_False_False()")]
     return {study.name: study for study in studies}
 
@@ -264,6 +275,7 @@ class View:
         self.study = study
         self.data = source.data.get(study.network, "")
         self.fingerprint = source.fingerprint.get(study.network, "")
+        self.classes = source.classes.get(study.network, 10)
         self.missing: list[str] = []
         self.failed: dict[str, str] = {}
         chosen = source.chosen[study.network]
@@ -292,6 +304,18 @@ class View:
         """The curve of that name, if it has all its epochs."""
         curve = self.curves.get(label)
         return curve if curve and curve.epochs == self.epochs else None
+
+    @property
+    def command(self) -> str:
+        """What makes its runs, as far as all settings have them: with the epochs, and the seeds if they are several."""
+        seeds = sorted(set.intersection(*(set(curve.runs) for curve in self.curves.values()))) if self.curves else []
+        return (self.study.command + f" --num_epochs {self.epochs}" * (self.epochs not in (0, self.study.epochs))
+                + (f" --seed {' '.join(map(str, seeds))}" if len(seeds) > 1 else ""))
+
+    @property
+    def guessing(self) -> dict[str, float]:
+        """Validation accuracy and loss of a network that knows nothing but the number of classes."""
+        return {"val_acc": 1 / self.classes, "val_loss": math.log(self.classes)}
 
     @property
     def seeds(self) -> list[int]:

@@ -3,12 +3,14 @@
 
     bagging      squared error of averaged networks against v/k + (k - 1) c/k; of averaged dropout masks
     statistics   how far a batch's mean and variance lie from the training set's; evaluation with them
-    rates        short runs at learning rates from 0.0001 to 1, with and without batch normalization
-    confusion    what the best CNN takes for what
+    rates        trains at nine learning rates from 0.0001 to 1, with and without batch normalization: 18 short runs
+    confusion    what the CNN with the best validation accuracy takes for what
     filters      its first layer
 
 The numbers land in RUNS_DIR/theory.json, the runs of `rates` among the others; plot.py draws both. bagging and
 statistics take 1024_0.001_0.2 (MLP) and 128_0.001_0.2 (CNN), a network per seed, at its best validation accuracy.
+
+exit code: 0 done, 2 something for you to mend, such as runs that are not there
 """
 
 import argparse
@@ -26,16 +28,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cnn.model import CNN
-from evaluation import read_run, restore
+from evaluation import confusion_matrix, read_run, restore
 from layers import BatchNorm, Dropout
 from load_data import Data, load_cifar_2d, load_cifar_4d, normalize
 from mlp.model import MLP
-from options import ROOT, Parser, number
+from options import ROOT, Parser, positive
 from runs import Run, UserError
-from studies import NETWORKS, SWEEP, data_name, read_runs, write_theory
+from studies import BASES, NETWORKS, SWEEP, data_name, read_runs, write_theory
 from training import EVALUATION_BATCH, on_device
 
-BASES = {"mlp": "1024_0.001_0.2_False_False", "cnn": "128_0.001_0.2_False_False_2d"}
 BATCH_SIZES = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 DRAWN = 200  # batches of each size
 MASKS = (1, 2, 4, 8, 16, 32, 64)
@@ -47,14 +48,16 @@ def main() -> int:
     parser.add_argument("--network", nargs="+", choices=NETWORKS, default=NETWORKS, help="default: both")
     parser.add_argument("--runs_dir", type=Path, default=ROOT / "runs", metavar="DIR",
                         help="where the runs are; default: runs/ of this repository")
-    parser.add_argument("--data_dir", type=Path, default=ROOT / "data", metavar="DIR", help="what they learned from")
+    parser.add_argument("--data_dir", type=Path, default=ROOT / "data", metavar="DIR",
+                        help="the data set that they learned from; default: data/ of this repository")
     parser.add_argument("--synthetic", action="store_true", help="they learned from the generated set")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
-    parser.add_argument("--num_epochs", type=number(int, "a whole number, 1 or more", lambda value: value >= 1),
-                        default=5, metavar="N", help="of `rates`, default 5")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto",
+                        help="auto (default) takes a GPU if there is one")
+    parser.add_argument("--num_epochs", type=positive(), default=5, metavar="N", help="of `rates`, default 5")
     options = parser.parse_args()
     if unknown := [topic for topic in options.topics if topic not in (*TOPICS, "rates")]:
         parser.error(f"argument TOPIC: {unknown[0]!r} is not allowed, it must be one of {', '.join(TOPICS)}, rates")
+    complete = True
     try:
         keep_freed_memory()
         for network in options.network:
@@ -62,10 +65,10 @@ def main() -> int:
                 if topic == "rates":
                     learning_rates(network, options)
                 elif network == "cnn" or topic not in ("confusion", "filters"):
-                    measure(network, topic, options)
+                    complete &= measure(network, topic, options)
     except UserError as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
-    return 0
+    return 0 if complete else 2
 
 
 def learning_rates(network: str, options) -> None:
@@ -78,17 +81,19 @@ def learning_rates(network: str, options) -> None:
             raise UserError("the runs could not be made, see above")
 
 
-def measure(network: str, topic: str, options) -> None:
-    """Do one of the experiments and write what it measured."""
+def measure(network: str, topic: str, options) -> bool:
+    """Do one of the experiments and write what it measured; returns whether there were networks for it."""
     records = [record for record in read_runs(options.runs_dir)
                if record.network == network and record.result and record.variant == "synthetic" * options.synthetic]
     if topic in ("bagging", "statistics"):
-        records = sorted((r for r in records if r.setting == BASES[network]), key=lambda record: record.seed)
+        setting = f"{BASES[network]}_False_False" + "_2d" * (network == "cnn")
+        records = sorted((r for r in records if r.setting == setting), key=lambda record: record.seed)
     else:
         records = sorted(records, key=lambda record: record.result["val_acc"])[-1:]
     if not records:
-        print(f"{network} {topic}: no finished runs in {options.runs_dir}; ./run_grid.sh ablation makes them")
-        return
+        print(f"{network} {topic}: no finished runs for it in {options.runs_dir}; "
+              f"./run_grid.sh ablation --runs_dir {options.runs_dir} makes them", file=sys.stderr)
+        return False
     device = choose_device(options.device)
     data = (load_cifar_4d if network == "cnn" else load_cifar_2d)(options.data_dir, options.synthetic)
     if any(record.fingerprint != data.fingerprint for record in records):
@@ -103,6 +108,7 @@ def measure(network: str, topic: str, options) -> None:
         "data": data_name(records[0]), "setting": records[0].setting, "runs": [record.name for record in records],
         **result}}})
     print(f"{network} {topic}: measured on {', '.join(record.name for record in records)}")
+    return True
 
 
 def build(settings, num_classes: int) -> nn.Module:
@@ -120,8 +126,8 @@ def switch(network: nn.Module, kind: type, training: bool) -> None:
 
 
 def probabilities(network: nn.Module, images: Tensor) -> Tensor:
-    """Of each class for each image, in float64: N x classes."""
-    return torch.cat([network(normalize(part)).double().softmax(1) for part in images.split(EVALUATION_BATCH)])
+    """Of each class for each image, in float64 on the CPU (not every device has that type): N x classes."""
+    return torch.cat([network(normalize(part)).cpu().double().softmax(1) for part in images.split(EVALUATION_BATCH)])
 
 
 def bagging(networks: list[nn.Module], data: Data) -> dict:
@@ -129,17 +135,16 @@ def bagging(networks: list[nn.Module], data: Data) -> dict:
     networks, and over dropout masks of one network (mean over the networks)."""
     n, classes = len(networks), len(data.classes)
 
-    def errors(network: nn.Module) -> Tensor:
-        return probabilities(network, data.val.images) - F.one_hot(data.val.labels, classes)
+    validation_truth, test_truth = (F.one_hot(split.labels.cpu(), classes) for split in (data.val, data.test))
 
     def score(answers: Tensor) -> Tensor:
         """Mean squared error and accuracy of class probabilities on the test images."""
-        truth = F.one_hot(data.test.labels, classes)
-        right = (answers.argmax(1) == data.test.labels).double().mean()
-        return torch.stack([(answers - truth).square().mean(), right])
+        right = (answers.argmax(1) == test_truth.argmax(1)).double().mean()
+        return torch.stack([(answers - test_truth).square().mean(), right])
 
-    validation = torch.stack([errors(network).flatten() for network in networks])
-    products = validation @ validation.T / validation.size(1)
+    answers = torch.stack([probabilities(network, data.val.images) for network in networks])
+    errors = (answers - validation_truth).flatten(1)
+    products = errors @ errors.T / errors.size(1)
     v = products.diagonal().mean().item()
     c = ((products.sum() - products.trace()) / max(1, n * (n - 1))).item()
     single = [probabilities(network, data.test.images) for network in networks]
@@ -152,7 +157,7 @@ def bagging(networks: list[nn.Module], data: Data) -> dict:
         for mask in range(1, MASKS[-1] + 1):
             total += probabilities(network, data.test.images)
             if mask in MASKS:
-                masked[MASKS.index(mask)] += score(total / mask).cpu() / n
+                masked[MASKS.index(mask)] += score(total / mask) / n
     (error, accuracy), (masked_error, masked_accuracy) = torch.stack(averaged).T.tolist(), masked.T.tolist()
     return {"variance": v, "covariance": c, "predicted": [v / k + (k - 1) * c / k for k in range(1, n + 1)],
             "measured": error, "accuracy": accuracy, "masks": MASKS, "masked": masked_error,
@@ -173,7 +178,7 @@ def distances(network: nn.Module, images: Tensor, sizes: list[int]) -> tuple[lis
     all images, over channels and random batches, per size; and by what theory divides the square root of n."""
     first = next(network.children())  # the first BatchNorm normalizes what it gives out
     moments = [torch.stack([x.mean(2), x.square().mean(2)]) for part in images.split(EVALUATION_BATCH)
-               for x in [first(normalize(part)).double().reshape(len(part), first.weight.size(0), -1)]]
+               for x in [first(normalize(part)).cpu().double().reshape(len(part), first.weight.size(0), -1)]]
     moments = torch.cat(moments, 1)  # 2 x images x channels: over the positions of an image
     moments = moments[:, :, (moments[1].mean(0) - moments[0].mean(0).square()) > 1e-12]  # channels that vary
 
@@ -188,8 +193,7 @@ def distances(network: nn.Module, images: Tensor, sizes: list[int]) -> tuple[lis
 
     off_mean, off_variance = [], []
     for n in sizes:
-        batches = [moments_to_statistics(moments[:, torch.randperm(len(images))[:n].to(moments.device)])
-                   for _ in range(DRAWN)]
+        batches = [moments_to_statistics(moments[:, torch.randperm(len(images))[:n]]) for _ in range(DRAWN)]
         off_mean.append(rms([(batch_mean - mean) / variance.sqrt() for batch_mean, _ in batches]))
         off_variance.append(rms([batch_variance / variance - 1 for _, batch_variance in batches]))
     around_mean = moments[1] - 2 * mean * moments[0] + mean.square()  # of an image: mean of (x - mean)^2
@@ -214,8 +218,9 @@ def accuracies(network: nn.Module, data: Data, sizes: list[int]) -> tuple[list[f
 
 
 def confusion(networks: list[nn.Module], data: Data) -> dict:
-    predictions = probabilities(networks[0], data.test.images).argmax(1)
-    return {"classes": data.classes, "labels": data.test.labels.tolist(), "predictions": predictions.tolist()}
+    answers = probabilities(networks[0], data.test.images).argmax(1)
+    matrix = confusion_matrix(data.test.labels, answers, len(data.classes))
+    return {"classes": data.classes, "confusion": matrix.tolist()}
 
 
 def filters(networks: list[nn.Module], data: Data) -> dict:

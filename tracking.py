@@ -13,6 +13,7 @@ otherwise, WANDB_PROJECT names the project.
 
 import argparse
 import contextlib
+import dataclasses
 import importlib.util
 import netrc
 import os
@@ -22,16 +23,14 @@ import time
 import uuid
 from pathlib import Path
 
-from options import Parser
+from options import Parser, Settings
 from runs import COLUMNS, Run, UserError, write_file
 
 PROJECT = "batchnorm-dropout"
 PATIENCE = 20.0  # seconds for Weights & Biases to answer
 CURVES = {column: "/".join(reversed(column.replace("acc", "accuracy").split("_"))) for column in COLUMNS[1:-1]}
 FINAL = ("val_loss", "val_acc", "test_loss", "test_acc")
-SETTINGS = ("network", "batch_size", "learning_rate", "drop_rate", "seed", "num_epochs", "without_BatchNorm",
-            "without_dropout", "dropout_type", "hidden_size", "precision", "compile", "augment", "schedule",
-            "synthetic")
+SETTINGS = tuple(field.name for field in dataclasses.fields(Settings))
 
 
 class TensorBoard:

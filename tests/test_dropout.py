@@ -54,6 +54,14 @@ def test_dropout_rate_and_scale(p, seed, dtype):
     assert y[y != 0].eq(torch.ones((), dtype=dtype) / (1 - p)).all()
 
 
+@pytest.mark.parametrize("p", [1e-6, 0.9999])
+def test_dropout_keeps_rate_and_expectation_near_the_limits(p):
+    torch.manual_seed(0)
+    y = Dropout(p)(torch.ones(4_000_000))
+    assert_rate(y == 0, p)
+    assert y.mean().item() == pytest.approx(1, abs=6 * (p / (1 - p) / y.numel()) ** 0.5 + 1e-6)
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("p", [0.1, 1 / 3, 0.5, 0.8])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])

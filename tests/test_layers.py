@@ -223,6 +223,37 @@ def test_half_precision_with_statistics_in_single(norm, dtype, device):
     assert ours.running_var.dtype == torch.float32
 
 
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("norm", NORMS)
+def test_modules_in_half_precision_as_accurate_as_pytorchs(norm, dtype, training):
+    ours, theirs = (m.train(training).to(dtype) for m in pair(norm, 3))
+    for module in (ours, theirs):
+        module.running_mean += 20
+    x = (normal(shape_for(norm, 128, 3, 6, 6)) + 20).to(dtype)
+    assert_as_accurate(ours, theirs, copy.deepcopy(theirs), x, factor=1.5)
+
+
+def test_float16_evaluates_what_it_cannot_subtract():
+    ours, theirs = (m.half().eval() for m in pair(nn.BatchNorm1d, 1))
+    for module in (ours, theirs):
+        module.running_mean.fill_(-40_000)
+        module.running_var.fill_(60_000)
+    x = torch.full((2, 1), 40_000.0, dtype=torch.float16)
+    assert theirs(x).isfinite().all()
+    torch.testing.assert_close(ours(x), theirs(x))
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_running_statistics_that_were_taken_away(norm):
+    ours, theirs = pair(norm, 3)
+    for module in (ours, theirs):
+        module.running_mean = module.running_var = None
+    x = normal(shape_for(norm, 8, 3, 4, 4))
+    for training in (True, False):
+        assert_same(step(ours.train(training), x), step(theirs.train(training), x), **tolerance(x.dtype))
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("norm", NORMS)
 def test_autocast(norm, device):

@@ -320,6 +320,7 @@ def test_block_in_single_precision(shape, dropout):
 def test_single_values_are_never_dropped_by_the_fused_block():
     norm, x = BatchNorm2d(3), normal((4, 3, 6, 6))
     assert not fused.applies(x, norm, Dropout(0.5)) and fused.applies(x, norm, Dropout(0.5).eval())
+    assert fused.applies(x, norm, Dropout(0.0))
     assert not fused.applies(x, nn.Identity(), Dropout2d(0.5)) and fused.applies(x, norm, Dropout2d(0.5))
 
 

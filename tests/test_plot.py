@@ -15,9 +15,10 @@ import zlib
 import numpy as np
 import pytest
 from conftest import ROOT, run_main
+from matplotlib.figure import Figure
 
 import report
-from figures import draw_all
+from figures import catalogue, draw_all
 from findings import (
     AT_LEAST_SAME,
     FAILS,
@@ -105,9 +106,9 @@ def every_run(tmp_path_factory):
     random = np.random.RandomState(0)
     labels = np.arange(500) % 10
     answers = np.where(random.rand(500) < 0.7, labels, random.randint(0, 10, 500))
+    matrix = np.bincount(labels * 10 + answers, minlength=100).reshape(10, 10)
     write_theory(folder / "theory.json", {"cnn": {
-        "confusion": {**common, "classes": [f"class{i}" for i in range(10)], "labels": labels.tolist(),
-                      "predictions": answers.tolist()},
+        "confusion": {**common, "classes": [f"class{i}" for i in range(10)], "confusion": matrix.tolist()},
         "filters": {**common, "shape": [128, 3, 5, 5], "weights": random.randn(9600).round(4).tolist()}}})
     return folder
 
@@ -184,14 +185,14 @@ def test_other_formats(kind, tmp_path):
     pictures = list((tmp_path / "pics").iterdir())
     assert {f"{name[:-4]}.{kind}" for name in CURVES} <= {path.name for path in pictures}
     assert all(path.read_bytes()[:4] in (b"<?xm", b"%PDF") for path in pictures)
+    links = re.findall(r"\]\(([^)#:]+)[^)]*\)", (tmp_path / "REPORT.md").read_text())
+    assert len(links) >= 50 and all((tmp_path / link).exists() for link in links)
 
 
 class Notebook:
     """Takes the place of a Figure's text, to be read."""
 
     def __init__(self, monkeypatch):
-        from matplotlib.figure import Figure
-
         self.lines = []
         monkeypatch.setattr(Figure, "text", lambda figure, x, y, text, **options: self.lines.append(text))
 
@@ -222,7 +223,40 @@ def test_failed_runs_are_named():
     records[-1] = dataclasses.replace(records[-1], rows=[], result=None, failure=failure)
     views, source = look_at(records)
     assert views["MLP_learning_rates"].missing == ["1.0_True (failed: the loss is not finite in epoch 1, step 2)"]
-    assert "It diverges at 1.0." in report.blocks(views, source)["rates"]
+    assert "; diverges at 1.0." in report.blocks(views, source)["rates"]
+
+
+def test_rates_at_which_a_network_learns():
+    """By accuracy: a loss can be worse than that of guessing where answers are right, but too sure."""
+    settings = all_settings("MLP_learning_rates")
+    accuracy = {setting: 0.4 if setting.split("_")[1] in ("0.001", "0.01") else 0.1 for setting in settings}
+    records = [dataclasses.replace(run, rows=[{**row, "val_acc": accuracy[run.setting], "val_loss": 9.0} for row in
+                                              run.rows])
+               for run in fabricate("mlp", settings) if run.setting.split("_")[1] != "0.3" or "_True_" in run.setting]
+    views, source = look_at(records)
+    text = report.blocks(views, source)["rates"]
+    assert ("With batch normalization it learns at 0.001, 0.01, best at 0.001 (validation accuracy 0.4000); "
+            "not at 0.0001, 0.0003, 0.003, 0.03, 0.1, 1.0; was not run at 0.3.") in text
+    assert "CNN: Not run yet." in text
+
+
+@pytest.mark.filterwarnings("error")
+def test_heat_map_before_any_setting_is_finished(tmp_path, monkeypatch):
+    views, source = look_at(fabricate("mlp", all_settings("MLP")[:1], epochs=2, asked=20))
+    notebook = Notebook(monkeypatch)
+    draw_all({"MLP": views["MLP"]}, source, tmp_path)
+    assert "no runs yet; ./run_grid.sh mlp makes them" in notebook.read()
+
+
+def test_a_legend_with_long_names_is_not_cut():
+    """As where a setting of the ablation is the best, so that it stands in bold, and has a number of seeds."""
+    settings = all_settings("CNN_ablation")
+    best = fabricate("cnn", settings[:1], (0, 1), level={settings[0]: 0.8})
+    views, source = look_at(best + fabricate("cnn", settings[1:]))
+    figure = Figure(figsize=(8.4, 4.6))
+    catalogue(views, source)["CNN_ablation_val_acc"](figure)
+    legend, axes = figure.legends[0].get_window_extent(), figure.axes[0].get_window_extent()
+    assert axes.x1 < legend.x0 and legend.x1 <= figure.bbox.x1
 
 
 @pytest.mark.parametrize("what", ["folder", "nothing"])
@@ -331,7 +365,8 @@ def test_t_quantiles():
 
 
 def test_estimate():
-    assert estimate([1.0, 2.0, 3.0]) == pytest.approx((2, 2 - 4.3027 / 3 ** 0.5, 2 + 4.3027 / 3 ** 0.5, 3), abs=1e-3)
+    half = 4.3027 / 3 ** 0.5
+    assert estimate([1.0, 2.0, 3.0])[:4] == pytest.approx((2, 2 - half, 2 + half, 3), abs=1e-3)
     assert estimate([0.5]).n == 1 and math.isnan(estimate([0.5]).low)
 
 
