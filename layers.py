@@ -239,6 +239,8 @@ class BatchNorm(nn.Module):
     them. Why evaluation must not use the batch's statistics: a prediction would depend on what other images
     happen to be in the batch.
 
+    Derivatives of any order come from torch.autograd; the transforms of torch.func are not supported.
+
     Args:
         num_features: C
         eps: added to the variance, so that a constant channel does not divide by zero

@@ -29,6 +29,7 @@ import stat
 import sys
 import time
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 
 COLUMNS = ("epoch", "train_loss", "train_acc", "val_loss", "val_acc", "test_loss", "test_acc", "seconds")
@@ -187,6 +188,19 @@ def read_json(path: Path) -> dict | None:
     return value if isinstance(value, dict) else None
 
 
+def metrics_row(cells: dict[str, str]) -> dict:
+    """A row of metrics.csv as numbers."""
+    return {key: int(cells[key]) if key == "epoch" else float(cells[key]) for key in COLUMNS}
+
+
+def as_csv(columns: tuple[str, ...], rows: Iterable[dict]) -> bytes:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
 def is_number(value) -> bool:
     return isinstance(value, int | float) and abs(value) < 1e300  # no whole number that is too large for a float
 
@@ -239,7 +253,7 @@ class Run:
         try:
             text = read_file(self.folder / "metrics.csv").decode(errors="replace")
             for row in csv.DictReader(io.StringIO(text, newline="")):
-                rows.append({key: int(row[key]) if key == "epoch" else float(row[key]) for key in COLUMNS})
+                rows.append(metrics_row(row))
         except (OSError, KeyError, TypeError, ValueError, csv.Error):
             pass
         return rows
@@ -297,11 +311,7 @@ class Run:
 
     def save_views(self, rows: list[dict], best: bytes | None) -> None:
         """metrics.csv and best.pt, which say what the checkpoint holds."""
-        text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        write_file(self.folder / "metrics.csv", text.getvalue().encode())
+        write_file(self.folder / "metrics.csv", as_csv(COLUMNS, rows))
         if best is not None:
             write_file(self.folder / "best.pt", best)
 

@@ -9,7 +9,6 @@
 """
 
 import csv
-import io
 import json
 import math
 import re
@@ -22,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from options import ROOT
-from runs import COLUMNS, Run, UserError, make_folder, read_json, write_file
+from runs import COLUMNS, Run, UserError, as_csv, make_folder, metrics_row, read_json, write_file
 
 RESULTS = ROOT / "results"
 NETWORKS = ("mlp", "cnn")
@@ -85,7 +84,7 @@ def read_results(folder: Path = RESULTS) -> list[Record]:
         if runs:
             with open(folder / f"{network}.csv", newline="", encoding="utf-8") as file:
                 for row in csv.DictReader(file):
-                    rows[row["name"]].append({key: (int if key == "epoch" else float)(row[key]) for key in COLUMNS})
+                    rows[row["name"]].append(metrics_row(row))
         records += [Record(network, name, run["config"], rows[name], run["result"], run["failure"])
                     for name, run in runs.items()]
     return records
@@ -113,11 +112,8 @@ def collect(runs_dir: Path, folder: Path = RESULTS) -> list[str]:
                      + json.dumps({key: getattr(record, key) for key in ("config", "result", "failure")})
                      for record in records]
             write_file(folder / f"{network}.json", ("{\n" + ",\n".join(lines) + "\n}\n").encode())
-            text = io.StringIO()
-            writer = csv.DictWriter(text, ("name", *COLUMNS), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows({"name": record.name, **row} for record in records for row in record.rows)
-            write_file(folder / f"{network}.csv", text.getvalue().encode())
+            rows = ({"name": record.name, **row} for record in records for row in record.rows)
+            write_file(folder / f"{network}.csv", as_csv(("name", *COLUMNS), rows))
     if theory is not None:
         write_theory(folder / "theory.json", theory)
     return [f"{record.network}/{record.name}" for record in new]
