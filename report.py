@@ -324,7 +324,7 @@ def confusion(topic: dict | None) -> str:
     if not topic:
         return pictures + f"{NOT_YET} `python theory.py confusion filters --network cnn` makes them."
     classes, counts = topic["classes"], np.array(topic["confusion"])
-    wrong = [(counts[i, j], classes[i], classes[j]) for i, j in np.ndindex(counts.shape) if i != j]
+    wrong = [(counts[i, j], classes[i], classes[j]) for i, j in np.ndindex(counts.shape) if i != j and counts[i, j]]
     frequent = ", ".join(f"{one} for {other} ({n})" for n, one, other in sorted(wrong, key=lambda w: -w[0])[:3])
     return (f"{pictures}`{topic['runs'][0]}` ({topic['data']}) gets {counts.trace() / counts.sum():.4f} of the test "
             f"images right. Most often it takes {frequent}.")

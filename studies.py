@@ -305,6 +305,8 @@ class View:
     def command(self) -> str:
         """What makes its runs, as far as all settings have them: with the epochs, and the seeds if they are several."""
         seeds = sorted(set.intersection(*(set(curve.runs) for curve in self.curves.values()))) if self.curves else []
+        if "theory.py" in self.study.command:
+            seeds = []  # it has no such flag
         return (self.study.command + f" --num_epochs {self.epochs}" * (self.epochs not in (0, self.study.epochs))
                 + (f" --seed {' '.join(map(str, seeds))}" if len(seeds) > 1 else ""))
 
