@@ -1,4 +1,4 @@
-"""The blocks of the CNN in fewer passes over memory: BatchNorm, ReLU, Dropout2d and MaxPool as one function.
+"""The blocks of the CNN in fewer passes over memory: BatchNorm, ReLU, dropout and MaxPool as one function.
 
 A convolution's output is large (51 MB for a batch of 128), and a CPU spends its time on moving it. MaxPool
 keeps a quarter of it. Every other step rises monotonically in its input, and so commutes with the maximum:
@@ -7,8 +7,10 @@ keeps a quarter of it. Every other step rises monotonically in its input, and so
 
 (for weight < 0 the maximum becomes a minimum). So the large tensor is read once for the statistics and the
 pooling, and everything else touches the quarter. The gradient of the pooled values is scattered back, and the
-part that runs through mean and variance is added in the same pass. Not so for `Dropout`, whose mask differs
-within a pooling window.
+part that runs through mean and variance is added in the same pass.
+
+The mask of `Dropout2d` is one factor for a whole map. That of `Dropout` differs within a pooling window: there
+MaxPool takes the largest of the values that are kept, and the mask is 0 for a window that keeps none.
 
 What the blocks mean stands in cnn/model.py and layers.py; tests hold the two against each other.
 """
@@ -19,15 +21,16 @@ from torch import Tensor
 
 from layers import (
     BatchNorm,
+    Dropout,
     Dropout2d,
     ShiftedSums,
     accumulator,
     batch_norm,
     batch_statistics,
     differentiate,
-    dropout_mask,
     gradient_sums,
     gradient_terms,
+    kept,
     parameter_gradients,
     per_channel,
     shifted,
@@ -39,14 +42,18 @@ from layers import (
 POOL = ([2, 2], [2, 2], [0, 0], [1, 1], False)  # window, stride, padding, dilation, ceil_mode
 
 
-def applies(x: Tensor, norm, dropout) -> bool:
+def drops(dropout: Dropout | None) -> bool:
+    return dropout is not None and dropout.training and dropout.p > 0
+
+
+def applies(x: Tensor, norm, dropout: Dropout | None) -> bool:
     """Whether the functions below can take the place of `norm`, ReLU, `dropout` and MaxPool for this input."""
     return (isinstance(norm, BatchNorm)
-            and (dropout is None or isinstance(dropout, Dropout2d) or not dropout.training or dropout.p == 0)
+            and (norm.uses_batch_statistics() or not drops(dropout) or isinstance(dropout, Dropout2d))
             and x.device.type == "cpu" and x.numel() > 0 and not torch.compiler.is_compiling())
 
 
-def norm_relu_dropout_pool(x: Tensor, norm: BatchNorm, dropout: Dropout2d | None) -> Tensor:
+def norm_relu_dropout_pool(x: Tensor, norm: BatchNorm, dropout: Dropout | None) -> Tensor:
     """MaxPool(dropout(ReLU(norm(x)))) for (N, C, H, W), 2x2 windows; returns (N, C, H // 2, W // 2)."""
     norm.check_input(x)
     if not norm.uses_batch_statistics():
@@ -54,11 +61,8 @@ def norm_relu_dropout_pool(x: Tensor, norm: BatchNorm, dropout: Dropout2d | None
         pooled = F.max_pool2d(x, 2) if sign is None else F.max_pool2d(x * sign, 2) * sign
         y = F.relu(batch_norm(pooled, norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps))
         return y if dropout is None else dropout(y)
-    mask, p = None, 0.0
-    if dropout is not None and dropout.training and dropout.p > 0:
-        p = dropout.p
-        mask = dropout_mask(x, p, dropout.mask_shape(x)) if p < 1 else x.new_zeros(dropout.mask_shape(x))
-    y, mean, variance = NormReluPool.apply(x, norm.weight, norm.bias, mask, p, norm.eps)
+    p = dropout.p if drops(dropout) else 0.0
+    y, mean, variance = NormReluPool.apply(x, norm.weight, norm.bias, p, isinstance(dropout, Dropout2d), norm.eps)
     norm.track(mean, variance, x.numel() // x.size(1))
     return y
 
@@ -70,57 +74,58 @@ def signs(weight: Tensor | None, x: Tensor) -> Tensor | None:
     return per_channel(torch.where(weight < 0, -1, 1).to(x.dtype), x)
 
 
-def definition(x: Tensor, weight: Tensor | None, bias: Tensor | None, mask: Tensor | None, eps: float) -> Tensor:
-    y = F.relu(batch_norm(x, *batch_statistics(x.to(accumulator(x))), weight, bias, eps))
-    return F.max_pool2d(y if mask is None else y * mask, 2)
-
-
 class NormReluPool(torch.autograd.Function):
-    """`definition`, with mean and variance; its derivative as in layers.Normalize."""
+    """MaxPool(dropout(ReLU(batch_norm(x)))), with mean and variance; its derivative as in layers.Normalize."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor | None, bias: Tensor | None, mask: Tensor | None, p: float, eps: float):
+    def forward(ctx, x: Tensor, weight: Tensor | None, bias: Tensor | None, p: float, whole_maps: bool, eps: float):
         sign = signs(weight, x)
         shape = (x.size(0), x.size(1), x.size(2) // 2, x.size(3) // 2)
         pooled = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
         chosen = torch.empty(shape, dtype=torch.int64, memory_format=torch.channels_last)
+        by_value = p > 0 and not whole_maps
+        mask = torch.empty_like(pooled) if by_value else kept(x, p, torch.Size([*shape[:2], 1, 1]))
         sums = ShiftedSums(x)
-        for part, out, indices in slices(x, pooled, chosen):
+        for part, out, indices, some in slices(x, pooled, chosen, mask):
             signed = part if sign is None else part * sign
+            if by_value:
+                infinite_if_dropped = kept(part, p, part.shape).reciprocal_().sub_(1)
+                signed = torch.sub(signed, infinite_if_dropped, out=infinite_if_dropped)
             torch.ops.aten.max_pool2d_with_indices.out(signed, *POOL, out=out, indices=indices)
+            if by_value:
+                some.copy_(out).gt_(-torch.inf)
+                out.clamp_(min=torch.finfo(out.dtype).min)
             sums.add(part)
         if sign is not None:
             pooled *= sign
         mean, variance = sums.statistics()
         r = torch.rsqrt(variance + eps)
-        scale = r if weight is None else r * per_channel(weight, x)
-        offset = torch.zeros_like(scale) if bias is None else per_channel(bias, x).to(scale.dtype)
-        if mask is not None:
-            scale, offset = scale * mask, offset * mask
-        scale, offset = (each.expand(len(x), -1, 1, 1) for each in (scale, offset))
+        factor = 1 / (1 - p) if p < 1 else 0.0
+        scale = r * factor if weight is None else r * factor * per_channel(weight, x)
+        offset = torch.zeros_like(scale) if bias is None else per_channel(bias, x).to(scale.dtype) * factor
         y, work = torch.empty_like(pooled), workspace(pooled)
-        for part, a, b, out in slices(pooled, scale, offset, y):
+        for part, some, out in slices(pooled, mask, y):
             d = shifted(part, mean, work)
-            out.copy_(torch.addcmul(b, d, a, out=d).relu_())
-        ctx.p, ctx.eps = p, eps
-        ctx.save_for_backward(x, weight, bias, mask, mean, r, pooled, chosen, y)
+            out.copy_(torch.addcmul(offset, d, scale, out=d).relu_()).mul_(some)
+        ctx.factor, ctx.eps = factor, eps
+        ctx.save_for_backward(x, weight, bias, mean, r, pooled, chosen, y)
         mean, variance = mean.flatten(), variance.flatten()
         ctx.mark_non_differentiable(mean, variance)
         return y, mean, variance
 
     @staticmethod
     def backward(ctx, g: Tensor, *_):
-        x, weight, bias, mask, mean, r, pooled, chosen, y = ctx.saved_tensors
+        x, weight, bias, mean, r, pooled, chosen, y = ctx.saved_tensors
         if torch.is_grad_enabled():
-            y = definition(x, weight, bias, mask, ctx.eps)
-            return *differentiate(y, (x, weight, bias), g), None, None, None
-        # Zero where ReLU, or the mask, made y zero; elsewhere the mask is 1 / (1 - p), which is multiplied in late.
+            largest = batch_norm(x, *batch_statistics(x.to(accumulator(x))), weight, bias, ctx.eps)
+            largest = largest.flatten(2).gather(2, chosen.flatten(2)).view_as(y)
+            return *differentiate(largest * (y > 0) * ctx.factor, (x, weight, bias), g), None, None, None
+        # Zero where ReLU, or the mask, made y zero; elsewhere the mask is `factor`, which is multiplied in late.
         g = torch.ops.aten.threshold_backward(g, y, 0)
-        kept = 1 / (1 - ctx.p) if ctx.p < 1 else 0.0
         small = workspace(g)
-        sum_g, sum_gd = (each * kept for each in gradient_sums(pooled, g, mean, workspace(pooled), small))
+        sum_g, sum_gd = (each * ctx.factor for each in gradient_sums(pooled, g, mean, workspace(pooled), small))
         a, c, d = gradient_terms(x, weight, r, sum_g, sum_gd)
-        a, d = a * kept, d - c * mean
+        a, d = a * ctx.factor, d - c * mean
         dx, work, wide = torch.empty_like(x), workspace(x), workspace(x)
         for part, gradient, indices, out in slices(x, g, chosen, dx):
             scaled = torch.mul(widened(gradient, small), a, out=small[:len(part)])

@@ -61,21 +61,21 @@ def dropout(x: Tensor, p: float, shape: torch.Size) -> Tensor:
     """
     if p == 0:
         return x
-    return x * dropout_mask(x, p, shape) if p < 1 else x * 0
+    return x * kept(x, p, shape).div_(1 - p) if p < 1 else x * 0
 
 
-def dropout_mask(x: Tensor, p: float, shape: torch.Size) -> Tensor:
-    """1 / (1 - p) with probability 1 - p, else 0; of the given shape, with dtype and memory order of `x`."""
+def kept(x: Tensor, p: float, shape: torch.Size) -> Tensor:
+    """1 with probability 1 - p, else 0; of the given shape, with dtype and memory order of `x`."""
     mask = torch.empty_like(x) if shape == x.shape else x.new_empty(shape)
+    if p in (0, 1):
+        return mask.fill_(1 - p)
     if x.device.type == "cpu" and 0.001 < p < 0.999 and not torch.compiler.is_compiling():
         # A CPU draws random bits seven times faster than bernoulli_ draws its values: 16 of them decide over
         # one value, which keeps the rate to within 1 / 131072, too coarse for a rate near 0 or 1.
         bits = torch.empty(mask.numel() // 4 + 1, dtype=torch.int64).random_(-(2 ** 63), None).view(torch.int16)
         bits = bits.as_strided(mask.shape, mask.stride())
-        mask.copy_(bits.lt_(round((1 - p) * 65536) - 32768))  # in place is vectorized, to bool is not
-    else:
-        mask.bernoulli_(1 - p)
-    return mask.div_(1 - p)
+        return mask.copy_(bits.lt_(round((1 - p) * 65536) - 32768))  # in place is vectorized, to bool is not
+    return mask.bernoulli_(1 - p)
 
 
 def slices(*tensors: Tensor):

@@ -89,7 +89,7 @@ MUTATIONS = {
         "fused.py", {"if weight is None or not (weight < 0).any()": "if True"},
         "tests/test_networks.py::test_block_in_single_precision"),
     "fused block forgets the scale of the mask in its derivative": Mutation(
-        "fused.py", {"kept = 1 / (1 - ctx.p) if ctx.p < 1 else 0.0": "kept = 1.0"},
+        "fused.py", {"ctx.factor, ctx.eps = factor, eps": "ctx.factor, ctx.eps = 1.0, eps"},
         "tests/test_networks.py::test_block_in_single_precision"),
     "fused block forgets dropout when the statistics stand still": Mutation(
         "fused.py", {"return y if dropout is None else dropout(y)": "return y"},

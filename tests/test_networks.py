@@ -3,7 +3,6 @@
 import ast
 import copy
 import re
-from contextlib import nullcontext
 from pathlib import Path
 from unittest import mock
 
@@ -19,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fused
 from cnn.model import CNN, BatchNorm2d
-from layers import Dropout, Dropout2d
+from layers import Dropout, Dropout2d, kept
 from mlp.model import MLP, BatchNorm1d
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -281,8 +280,24 @@ class Block(nn.Module):
         if self.way == "definition":
             x = F.relu(self.norm(x))
             return F.max_pool2d(x if self.dropout is None else self.dropout(x), 2)
-        with nullcontext() if self.way == "fused" else mock.patch("fused.applies", return_value=False):
+        with (mock.patch("fused.kept", OnceForAll(x)) if self.way == "fused"
+              else mock.patch("fused.applies", return_value=False)):
             return CNN.norm_relu_dropout_pool(self, x, self.norm)
+
+
+class OnceForAll:
+    """`kept`, which draws for all of `x` when a slice of it is asked for: the same mask as that of `Dropout`."""
+
+    def __init__(self, x: torch.Tensor):
+        self.x, self.rest = x, None
+
+    def __call__(self, part, p, shape):
+        if shape != part.shape:
+            return kept(part, p, shape)
+        if self.rest is None:
+            self.rest = kept(self.x, p, self.x.shape)
+        mask, self.rest = self.rest[:len(part)], self.rest[len(part):]
+        return mask
 
 
 def assert_ways_agree(norm, dropout, x, training=(True, True, False), **accuracy) -> None:
@@ -297,13 +312,14 @@ def assert_ways_agree(norm, dropout, x, training=(True, True, False), **accuracy
 
 @settings(max_examples=60, deadline=None, database=None)
 @given(n=st.integers(1, 5), c=st.integers(1, 4), h=st.integers(2, 13), w=st.integers(2, 13), affine=st.booleans(),
-       tracking=st.booleans(), p=st.sampled_from([None, 0.0, 0.3, 0.5, 1.0]), channels_last=st.booleans(),
+       tracking=st.booleans(), kind=st.sampled_from([Dropout, Dropout2d]),
+       p=st.sampled_from([None, 0.0, 0.3, 0.5, 0.9, 1.0]), channels_last=st.booleans(),
        slice_values=st.sampled_from([1, 100, 1 << 20]), seed=st.integers(0, 1000))
-def test_fused_block_is_its_definition(n, c, h, w, affine, tracking, p, channels_last, slice_values, seed):
+def test_fused_block_is_its_definition(n, c, h, w, affine, tracking, kind, p, channels_last, slice_values, seed):
     x = normal((n, c, h, w), seed, torch.float64)
     x = x.contiguous(memory_format=torch.channels_last) if channels_last else x
     norm = randomized(BatchNorm2d(c, affine=affine, track_running_stats=tracking, dtype=torch.float64), seed)
-    dropout = None if p is None else Dropout2d(p)
+    dropout = None if p is None else kind(p)
     assert fused.applies(x, norm, dropout)
     with mock.patch("layers.SLICE_VALUES", slice_values):
         assert_ways_agree(norm, dropout, x)
@@ -317,18 +333,43 @@ def test_block_in_single_precision(shape, dropout):
     assert_ways_agree(norm, dropout, x, **tolerance(x.dtype))
 
 
-def test_single_values_are_never_dropped_by_the_fused_block():
-    norm, x = BatchNorm2d(3), normal((4, 3, 6, 6))
-    assert not fused.applies(x, norm, Dropout(0.5)) and fused.applies(x, norm, Dropout(0.5).eval())
-    assert fused.applies(x, norm, Dropout(0.0))
-    assert not fused.applies(x, nn.Identity(), Dropout2d(0.5)) and fused.applies(x, norm, Dropout2d(0.5))
+def test_when_the_fused_block_applies():
+    norm, still, x = BatchNorm2d(3), BatchNorm2d(3).eval(), normal((4, 3, 6, 6))
+    assert all(fused.applies(x, norm, dropout) for dropout in (None, Dropout2d(0.5), Dropout(0.5)))
+    assert not fused.applies(x, nn.Identity(), Dropout2d(0.5))
+    assert not fused.applies(x, still, Dropout(0.5))
+    assert all(fused.applies(x, still, dropout) for dropout in (Dropout2d(0.5), Dropout(0.5).eval(), Dropout(0.0)))
 
 
-@pytest.mark.parametrize("way", ["plain", "fused"])
-def test_dropout_while_the_statistics_stand_still(way):
+@pytest.mark.parametrize("dropout", [Dropout2d(0.6), Dropout(0.6)])
+def test_a_weight_of_zero(dropout):
+    norm = randomized(BatchNorm2d(3, dtype=torch.float64))
+    with torch.no_grad():
+        norm.weight[1] = 0
+        norm.bias[1] = 0.5
+    x = normal((6, 3, 7, 7), dtype=torch.float64)
+    expected, found = (step(Block(copy.deepcopy(norm), dropout, way), x) for way in ("definition", "fused"))
+    found["d norm.weight"][1] = expected["d norm.weight"][1]  # of equal values in a window, either is the largest
+    assert_same(found, expected)
+
+
+@pytest.mark.parametrize("kind", [Dropout2d, Dropout])
+def test_the_fused_block_drops_at_the_rate_of_its_dropout(kind):
+    x = normal((50, 200, 2, 2))
+    norm = BatchNorm2d(200)
+    nn.init.constant_(norm.bias, 100)
+    torch.manual_seed(0)
+    dropped = (fused.norm_relu_dropout_pool(x, norm, kind(0.6)) == 0).double().mean().item()
+    assert dropped == pytest.approx(0.6 if kind is Dropout2d else 0.6 ** 4, abs=0.015)  # ± 3 standard deviations
+
+
+@pytest.mark.parametrize("kind", [Dropout2d, Dropout])
+def test_dropout_while_the_statistics_stand_still(kind):
     norm = randomized(BatchNorm2d(4, dtype=torch.float64)).eval()
     x = normal((6, 4, 5, 5), dtype=torch.float64)
-    assert_same(step(Block(norm, Dropout2d(0.5), way), x), step(Block(norm, Dropout2d(0.5), "definition"), x))
+    expected, *others = (step(Block(norm, kind(0.5), way), x) for way in ("definition", "plain", "fused"))
+    for found in others:
+        assert_same(found, expected)
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 1, 1), (2, 4, 6, 6), (2, 3, 6)])
@@ -354,11 +395,11 @@ def test_fused_block_as_accurate_as_pytorch(dtype, offset, slice_values):
 
 
 @pytest.mark.parametrize("way", ["fused", "plain"])
-@pytest.mark.parametrize("p", [None, 0.4])
+@pytest.mark.parametrize("dropout", [None, Dropout2d(0.4), Dropout(0.4)])
 @pytest.mark.parametrize("affine", [True, False])
-def test_first_and_second_derivatives_of_the_block(affine, p, way):
+def test_first_and_second_derivatives_of_the_block(affine, dropout, way):
     norm = randomized(BatchNorm2d(2, affine=affine, dtype=torch.float64))
-    block = Block(norm, None if p is None else Dropout2d(p), way)
+    block = Block(norm, dropout, way)
     names, parameters = zip(*block.named_parameters(), strict=True) if affine else ((), ())
     # No two values are so near each other that the maximum of a window changes hands.
     x = (torch.randperm(72, generator=torch.Generator().manual_seed(0)).double() / 20).view(3, 2, 4, 3).requires_grad_()
