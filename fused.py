@@ -74,6 +74,18 @@ def signs(weight: Tensor | None, x: Tensor) -> Tensor | None:
     return per_channel(torch.where(weight < 0, -1, 1).to(x.dtype), x)
 
 
+def pool(x: Tensor, out: Tensor, indices: Tensor) -> None:
+    torch.ops.aten.max_pool2d_with_indices.out(x, *POOL, out=out, indices=indices)
+
+
+def pool_kept(x: Tensor, p: float, out: Tensor, indices: Tensor, some: Tensor) -> None:
+    """`pool` of the values that `Dropout` keeps; `some` becomes 0 for a window that keeps none, else 1."""
+    dropped = kept(x, p, x.shape).reciprocal_().sub_(1)  # infinity for these, else 0
+    pool(torch.sub(x, dropped, out=dropped), out, indices)
+    some.copy_(out).gt_(-torch.inf)
+    out.clamp_(min=torch.finfo(out.dtype).min)  # finite: what is multiplied by `some` must become 0, not NaN
+
+
 class NormReluPool(torch.autograd.Function):
     """MaxPool(dropout(ReLU(batch_norm(x)))), with mean and variance; its derivative as in layers.Normalize."""
 
@@ -89,12 +101,9 @@ class NormReluPool(torch.autograd.Function):
         for part, out, indices, some in slices(x, pooled, chosen, mask):
             signed = part if sign is None else part * sign
             if by_value:
-                infinite_if_dropped = kept(part, p, part.shape).reciprocal_().sub_(1)
-                signed = torch.sub(signed, infinite_if_dropped, out=infinite_if_dropped)
-            torch.ops.aten.max_pool2d_with_indices.out(signed, *POOL, out=out, indices=indices)
-            if by_value:
-                some.copy_(out).gt_(-torch.inf)
-                out.clamp_(min=torch.finfo(out.dtype).min)
+                pool_kept(signed, p, out, indices, some)
+            else:
+                pool(signed, out, indices)
             sums.add(part)
         if sign is not None:
             pooled *= sign
@@ -120,7 +129,7 @@ class NormReluPool(torch.autograd.Function):
             largest = batch_norm(x, *batch_statistics(x.to(accumulator(x))), weight, bias, ctx.eps)
             largest = largest.flatten(2).gather(2, chosen.flatten(2)).view_as(y)
             return *differentiate(largest * (y > 0) * ctx.factor, (x, weight, bias), g), None, None, None
-        # Zero where ReLU, or the mask, made y zero; elsewhere the mask is `factor`, which is multiplied in late.
+        # Zero where ReLU or dropout made y zero; what is kept is divided by 1 - p: `factor`, multiplied in late.
         g = torch.ops.aten.threshold_backward(g, y, 0)
         small = workspace(g)
         sum_g, sum_gd = (each * ctx.factor for each in gradient_sums(pooled, g, mean, workspace(pooled), small))

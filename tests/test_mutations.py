@@ -61,10 +61,10 @@ MUTATIONS = {
         "layers.py", {"x.numel() == x.size(1):": "False:"},
         "tests/test_layers.py::test_same_errors"),
     "mask scaled by p": Mutation(
-        "layers.py", {"return mask.div_(1 - p)": "return mask.div_(p)"},
+        "layers.py", {"kept(x, p, shape).div_(1 - p)": "kept(x, p, shape).div_(p)"},
         "tests/test_dropout.py::test_dropout_keeps_shape_and_dtype"),
     "mask not scaled": Mutation(
-        "layers.py", {"return mask.div_(1 - p)": "return mask"},
+        "layers.py", {"kept(x, p, shape).div_(1 - p)": "kept(x, p, shape)"},
         "tests/test_dropout.py::test_dropout_keeps_shape_and_dtype"),
     "p is the probability to keep": Mutation(
         "layers.py", {"round((1 - p) * 65536)": "round(p * 65536)"},
@@ -91,6 +91,12 @@ MUTATIONS = {
     "fused block forgets the scale of the mask in its derivative": Mutation(
         "fused.py", {"ctx.factor, ctx.eps = factor, eps": "ctx.factor, ctx.eps = 1.0, eps"},
         "tests/test_networks.py::test_block_in_single_precision"),
+    "fused block lets windows live that keep no value": Mutation(
+        "fused.py", {"relu_()).mul_(some)": "relu_())"},
+        "tests/test_networks.py::test_a_weight_of_zero"),
+    "fused block drops the values that Dropout keeps": Mutation(
+        "fused.py", {"kept(x, p, x.shape)": "kept(x, 1 - p, x.shape)"},
+        "tests/test_networks.py::test_the_fused_block_drops_at_the_rate_of_its_dropout"),
     "fused block forgets dropout when the statistics stand still": Mutation(
         "fused.py", {"return y if dropout is None else dropout(y)": "return y"},
         "tests/test_networks.py::test_dropout_while_the_statistics_stand_still"),
