@@ -384,14 +384,15 @@ def test_fused_block_refuses_what_the_norm_refuses(shape):
 
 @pytest.mark.parametrize("dtype, offset", [(torch.float32, 10_000), (torch.bfloat16, 1), (torch.float16, 1)])
 @pytest.mark.parametrize("slice_values", [1000, 1 << 20])
-def test_fused_block_as_accurate_as_pytorch(dtype, offset, slice_values):
+@pytest.mark.parametrize("dropout", [None, Dropout(0.5)])  # 1 / (1 - p) is exact in half precision
+def test_fused_block_as_accurate_as_pytorch(dtype, offset, slice_values, dropout):
     norm = randomized(BatchNorm2d(4))
     theirs = nn.BatchNorm2d(4)
     theirs.load_state_dict(norm.state_dict())
     x = (normal((32, 4, 13, 13)) + offset).to(dtype).contiguous(memory_format=torch.channels_last)
-    truth = Block(copy.deepcopy(theirs), None, "definition")
+    truth = Block(copy.deepcopy(theirs), dropout, "definition")
     with mock.patch("layers.SLICE_VALUES", slice_values):
-        assert_as_accurate(Block(norm, None, "fused"), Block(theirs, None, "definition"), truth, x)
+        assert_as_accurate(Block(norm, dropout, "fused"), Block(theirs, dropout, "definition"), truth, x)
 
 
 @pytest.mark.parametrize("way", ["fused", "plain"])
