@@ -187,7 +187,9 @@ class Normalize(torch.autograd.Function):
         sum_g, sum_gd = gradient_sums(x, g, mean, work, wide)
         a, c, d = gradient_terms(x, weight, r, sum_g, sum_gd)
         for part, gradient, out in slices(x, g, dx):
-            torch.addcmul(shifted(part, mean, work).mul_(c).add_(d), widened(gradient, wide), a, out=out)
+            rest = shifted(part, mean, work)
+            torch.addcmul(d, rest, c, out=rest)  # what runs through mean and variance
+            torch.addcmul(rest, widened(gradient, wide), a, out=out)
         return dx, *parameter_gradients(weight, bias, r, sum_g, sum_gd), None
 
 
@@ -203,9 +205,9 @@ def gradient_sums(x: Tensor, g: Tensor, mean: Tensor, work: Tensor, wide: Tensor
 
 def gradient_terms(x: Tensor, weight: Tensor | None, r: Tensor, sum_g: Tensor, sum_gd: Tensor):
     """a, c and d of d x = a * g + c * (x - mean) + d, where sum_gd = sum(g * (x - mean))."""
-    n = x.numel() // x.size(1)
     a = r if weight is None else r * per_channel(weight, x)
-    return a, -a * r.square() * sum_gd / n, -a * sum_g / n
+    share = a * (-x.size(1) / x.numel())
+    return a, share * sum_gd * r * r, share * sum_g
 
 
 def differentiate(y: Tensor, inputs: tuple[Tensor | None, ...], g: Tensor) -> list[Tensor | None]:

@@ -23,8 +23,10 @@ class Linears(torch.autograd.Function):
     def forward(ctx, x: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
         weights, biases = parameters[:len(parameters) // 2], parameters[len(parameters) // 2:]
         ctx.save_for_backward(x)
-        y = torch.addmm(torch.cat(biases).to(x.dtype), x, torch.cat([own.to(x.dtype) for own in weights]).t())
-        return tuple(own.contiguous() for own in y.split([len(bias) for bias in biases], dim=1))
+        widths = [len(bias) for bias in biases]
+        weight = torch.cat(weights, out=x.new_empty(sum(widths), x.size(1)))
+        y = torch.addmm(torch.cat(biases).to(x.dtype), x, weight.t())
+        return tuple(own.contiguous() for own in y.split(widths, dim=1))
 
     @staticmethod
     def backward(ctx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
