@@ -196,7 +196,7 @@ class Trainer:
     def evaluation_batches(self, name: str) -> Iterator[tuple[Tensor, Tensor]]:
         """Images, normalized, and labels of a split: every sample."""
         images, labels = getattr(self.data, name)
-        size = EVALUATION_BATCH if images.dim() == 4 else 4 * EVALUATION_BATCH  # the MLP's activations are small
+        size = EVALUATION_BATCH if images.dim() == 4 else 8 * EVALUATION_BATCH  # the MLP's activations are small
         for part, y in zip(images.split(size), labels.split(size), strict=True):
             yield normalize(part), y
 

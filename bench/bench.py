@@ -263,7 +263,7 @@ def compare_loops(data_dir: str) -> None:
         theirs.append(found["start"] + 20 * epoch(found, 1024, 1024))
         for precision in precisions:
             found = two_workers(*mlp, precision)
-            own[precision].append(20 * epoch(found, 1024, 4 * EVALUATION_BATCH))
+            own[precision].append(20 * epoch(found, 1024, 8 * EVALUATION_BATCH))
             if precision == "fp32":
                 products.append(large_products / found["gemm_rate"])
     for precision, target in zip(precisions, ("≥ 4", "≥ 8"), strict=False):

@@ -136,7 +136,7 @@ def test_the_incomplete_last_batch_is_left_out(monkeypatch):
 
 @pytest.mark.parametrize("network", ["mlp", "cnn"])
 def test_evaluation_covers_every_sample_once(network):
-    count = 4 * EVALUATION_BATCH + 7
+    count = 8 * EVALUATION_BATCH + 7
     data = random_data(network, test=count)
     trainer = trainer_of(settings_of(network), data)
     row = trainer.run_epoch()
