@@ -69,7 +69,7 @@ def norm_relu_dropout_pool(x: Tensor, norm: BatchNorm, dropout: Dropout | None) 
 
 def signs(weight: Tensor | None, x: Tensor) -> Tensor | None:
     """-1 for the channels with a negative weight, else 1; None if all are 1."""
-    if weight is None or not (weight < 0).any():
+    if weight is None or weight.min().item() >= 0:
         return None
     return per_channel(torch.where(weight < 0, -1, 1).to(x.dtype), x)
 
@@ -117,29 +117,30 @@ class NormReluPool(torch.autograd.Function):
             d = shifted(part, mean, work)
             out.copy_(torch.addcmul(offset, d, scale, out=d).relu_()).mul_(some)
         ctx.factor, ctx.eps = factor, eps
-        ctx.save_for_backward(x, weight, bias, mean, r, pooled, chosen, y)
+        ctx.save_for_backward(x, weight, bias, mean, r, scale, pooled, chosen, y)
         mean, variance = mean.flatten(), variance.flatten()
         ctx.mark_non_differentiable(mean, variance)
         return y, mean, variance
 
     @staticmethod
     def backward(ctx, g: Tensor, *_):
-        x, weight, bias, mean, r, pooled, chosen, y = ctx.saved_tensors
+        x, weight, bias, mean, r, scale, pooled, chosen, y = ctx.saved_tensors
         if torch.is_grad_enabled():
             largest = batch_norm(x, *batch_statistics(x.to(accumulator(x))), weight, bias, ctx.eps)
             largest = largest.flatten(2).gather(2, chosen.flatten(2)).view_as(y)
             return *differentiate(largest * (y > 0) * ctx.factor, (x, weight, bias), g), None, None, None
-        # Zero where ReLU or dropout made y zero; what is kept is divided by 1 - p: `factor`, multiplied in late.
+        # Zero where ReLU or dropout made y zero. What is kept is divided by 1 - p: `factor`, which `scale` contains.
+        g = g.contiguous(memory_format=torch.channels_last)  # after the last block the linear layer's gradient is not
         g = torch.ops.aten.threshold_backward(g, y, 0)
         small = workspace(g)
-        sum_g, sum_gd = (each * ctx.factor for each in gradient_sums(pooled, g, mean, workspace(pooled), small))
-        a, c, d = gradient_terms(x, weight, r, sum_g, sum_gd)
-        a, d = a * ctx.factor, d - c * mean
+        sum_g, sum_gd = gradient_sums(pooled, g, mean, workspace(pooled), small)
+        c, d = gradient_terms(x, r, scale, sum_g, sum_gd)
+        d = d - c * mean
         dx, work, wide = torch.empty_like(x), workspace(x), workspace(x)
         for part, gradient, indices, out in slices(x, g, chosen, dx):
-            scaled = torch.mul(widened(gradient, small), a, out=small[:len(part)])
+            scaled = torch.mul(widened(gradient, small), scale, out=small[:len(part)])
             part = widened(part, work)
             result = out if out.dtype == wide.dtype else wide[:len(part)]  # half precision is rounded once, at the end
             torch.ops.aten.max_pool2d_with_indices_backward.grad_input(scaled, part, *POOL, indices, grad_input=result)
             out.copy_(result.addcmul_(part, c).add_(d))
-        return dx, *parameter_gradients(weight, bias, r, sum_g, sum_gd), None, None, None
+        return dx, *parameter_gradients(weight, bias, r, sum_g * ctx.factor, sum_gd * ctx.factor), None, None, None

@@ -80,8 +80,13 @@ def kept(x: Tensor, p: float, shape: torch.Size) -> Tensor:
 
 def slices(*tensors: Tensor):
     """Walk through tensors of N samples together, on a CPU a few samples at a time (see SLICE_VALUES)."""
-    count = -(-tensors[0].numel() // SLICE_VALUES) if tensors[0].device.type == "cpu" else 1
-    return zip(*(tensor.chunk(count) for tensor in tensors), strict=True)
+    rows = samples_in_a_slice(tensors[0])
+    return zip(*(tensor.split(rows) for tensor in tensors), strict=True)
+
+
+def samples_in_a_slice(x: Tensor) -> int:
+    count = -(-x.numel() // SLICE_VALUES) if x.device.type == "cpu" else 1
+    return -(-len(x) // count)
 
 
 def accumulator(x: Tensor) -> torch.dtype:
@@ -91,8 +96,7 @@ def accumulator(x: Tensor) -> torch.dtype:
 
 def workspace(x: Tensor) -> Tensor:
     """Room for a slice of `x` in its accumulator's type: used again and again it stays in the cache."""
-    first, = next(slices(x))
-    return torch.empty_like(first, dtype=accumulator(x))
+    return torch.empty_like(x[:samples_in_a_slice(x)], dtype=accumulator(x))
 
 
 def widened(part: Tensor, work: Tensor) -> Tensor:
@@ -123,6 +127,9 @@ class ShiftedSums:
 
     The shift is the mean of an eighth of the first slice. As that is a part of the batch, (mean - shift)^2 is at
     most variance * N / (samples in it), so that only a few bits cancel in E[d^2] - E[d]^2.
+
+    In half precision it is subtracted only in squaring, which saves a pass: x has so few digits that float32 has
+    enough of them for the sum of x as well.
     """
 
     def __init__(self, x: Tensor):
@@ -130,17 +137,20 @@ class ShiftedSums:
         self.work = workspace(x)
         few = x[:max(1, len(self.work) // 8)]
         self.shift = few.mean([0, *range(2, x.dim())], keepdim=True, dtype=self.work.dtype)
+        self.half = x.dtype != self.work.dtype
+        self.left = self.shift if self.half else self.shift.new_zeros(())  # to be subtracted in squaring
         self.sums, self.sums_of_squares = [], []
 
     def add(self, part: Tensor) -> None:
         """Take in a slice of x."""
-        d = shifted(part, self.shift, self.work)
-        self.sums.append(sums_of_samples(d))
-        self.sums_of_squares.append(sums_of_samples(d.mul_(d)))
+        part = widened(part, self.work) if self.half else shifted(part, self.shift, self.work)
+        self.sums.append(sums_of_samples(part))
+        squares = torch.ops.aten.mse_loss.out(part, self.left, 0, out=part)  # (part - left)^2
+        self.sums_of_squares.append(sums_of_samples(squares))
 
     def statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and biased variance, shape (1, C, 1, ...)."""
-        offset = total(self.sums) / self.n
+        offset = total(self.sums) / self.n - self.left
         return self.shift + offset, total(self.sums_of_squares) / self.n - offset.square()
 
 
@@ -172,24 +182,24 @@ class Normalize(torch.autograd.Function):
             else:
                 torch.addcmul(per_channel(bias, x).to(scale.dtype), shifted(part, mean, sums.work), scale, out=out)
         ctx.eps = eps
-        ctx.save_for_backward(x, weight, bias, mean, r)
+        ctx.save_for_backward(x, weight, bias, mean, r, scale)
         mean, variance = mean.flatten(), variance.flatten()
         ctx.mark_non_differentiable(mean, variance)
         return y, mean, variance
 
     @staticmethod
     def backward(ctx, g: Tensor, *_):
-        x, weight, bias, mean, r = ctx.saved_tensors
+        x, weight, bias, mean, r, scale = ctx.saved_tensors
         if torch.is_grad_enabled():
             y = batch_norm(x, *batch_statistics(x.to(accumulator(x))), weight, bias, ctx.eps)
             return *differentiate(y, (x, weight, bias), g), None
         dx, work, wide = torch.empty_like(x), workspace(x), workspace(g)
         sum_g, sum_gd = gradient_sums(x, g, mean, work, wide)
-        a, c, d = gradient_terms(x, weight, r, sum_g, sum_gd)
+        c, d = gradient_terms(x, r, scale, sum_g, sum_gd)
         for part, gradient, out in slices(x, g, dx):
             rest = shifted(part, mean, work)
             torch.addcmul(d, rest, c, out=rest)  # what runs through mean and variance
-            torch.addcmul(rest, widened(gradient, wide), a, out=out)
+            torch.addcmul(rest, widened(gradient, wide), scale, out=out)
         return dx, *parameter_gradients(weight, bias, r, sum_g, sum_gd), None
 
 
@@ -203,11 +213,10 @@ def gradient_sums(x: Tensor, g: Tensor, mean: Tensor, work: Tensor, wide: Tensor
     return total(sums_g), total(sums_gd)
 
 
-def gradient_terms(x: Tensor, weight: Tensor | None, r: Tensor, sum_g: Tensor, sum_gd: Tensor):
-    """a, c and d of d x = a * g + c * (x - mean) + d, where sum_gd = sum(g * (x - mean))."""
-    a = r if weight is None else r * per_channel(weight, x)
-    share = a * (-x.size(1) / x.numel())
-    return a, share * sum_gd * r * r, share * sum_g
+def gradient_terms(x: Tensor, r: Tensor, scale: Tensor, sum_g: Tensor, sum_gd: Tensor) -> tuple[Tensor, Tensor]:
+    """c and d of d x = scale * g + c * (x - mean) + d, where scale = weight * r and sum_gd = sum(g * (x - mean))."""
+    share = scale * (-x.size(1) / x.numel())
+    return share * sum_gd * r * r, share * sum_g
 
 
 def differentiate(y: Tensor, inputs: tuple[Tensor | None, ...], g: Tensor) -> list[Tensor | None]:

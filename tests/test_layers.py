@@ -278,6 +278,16 @@ def test_far_from_zero_as_accurate_as_pytorch(norm, slice_values):
     torch.testing.assert_close(ours.running_var, torch.ones(3), rtol=0.1, atol=0)
 
 
+@pytest.mark.parametrize("slice_values", [100, 1 << 20])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_statistics_of_half_precision_far_from_zero(dtype, slice_values):
+    x = (normal((128, 3, 6, 6)) + 1000).to(dtype)
+    with mock.patch("layers.SLICE_VALUES", slice_values):
+        _, *found = Normalize.apply(x, None, None, 1e-5)
+    expected = [each.float() for each in batch_statistics(x.double())]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=0)
+
+
 @pytest.mark.parametrize("slice_values", [20, 1 << 20])
 @pytest.mark.parametrize("affine", [True, False])
 def test_normalize_is_its_definition(affine, slice_values):
