@@ -20,6 +20,7 @@ from options import Settings
 
 SPLITS = ("train", "val", "test")
 EVALUATION_BATCH = 250  # large enough to be fast, small enough that the CNN's activations take 100 MB
+FLAT_EVALUATION_BATCH = 2000  # of flat images: the MLP's activations are small
 
 
 class Diverged(Exception):
@@ -196,7 +197,7 @@ class Trainer:
     def evaluation_batches(self, name: str) -> Iterator[tuple[Tensor, Tensor]]:
         """Images, normalized, and labels of a split: every sample."""
         images, labels = getattr(self.data, name)
-        size = EVALUATION_BATCH if images.dim() == 4 else 8 * EVALUATION_BATCH  # the MLP's activations are small
+        size = EVALUATION_BATCH if images.dim() == 4 else FLAT_EVALUATION_BATCH
         for part, y in zip(images.split(size), labels.split(size), strict=True):
             yield normalize(part), y
 

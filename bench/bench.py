@@ -34,7 +34,7 @@ from mlp.model import MLP
 from options import Settings
 from plain import peak_mb
 from side_by_side import Team
-from training import EVALUATION_BATCH, Trainer, on_device, take
+from training import EVALUATION_BATCH, FLAT_EVALUATION_BATCH, Trainer, on_device, take
 
 CPU = torch.device("cpu")
 TRAIN, EVALUATE = 40_000, 20_000
@@ -263,7 +263,7 @@ def compare_loops(data_dir: str) -> None:
         theirs.append(found["start"] + 20 * epoch(found, 1024, 1024))
         for precision in precisions:
             found = two_workers(*mlp, precision)
-            own[precision].append(20 * epoch(found, 1024, 8 * EVALUATION_BATCH))
+            own[precision].append(20 * epoch(found, 1024, FLAT_EVALUATION_BATCH))
             if precision == "fp32":
                 products.append(large_products / found["gemm_rate"])
     for precision, target in zip(precisions, ("≥ 4", "≥ 8"), strict=False):

@@ -24,7 +24,16 @@ from load_data import Split, load_cifar_2d, normalize
 from options import Settings, parse_command_line
 from runs import COLUMNS, Run
 from side_by_side import Linears, Team
-from training import EVALUATION_BATCH, Adam, Diverged, Trainer, augmented, learning_rate_factor, seed_epoch
+from training import (
+    EVALUATION_BATCH,
+    FLAT_EVALUATION_BATCH,
+    Adam,
+    Diverged,
+    Trainer,
+    augmented,
+    learning_rate_factor,
+    seed_epoch,
+)
 
 SETTINGS = {
     "mlp": settings_of("mlp", num_epochs=3),
@@ -136,7 +145,7 @@ def test_the_incomplete_last_batch_is_left_out(monkeypatch):
 
 @pytest.mark.parametrize("network", ["mlp", "cnn"])
 def test_evaluation_covers_every_sample_once(network):
-    count = 8 * EVALUATION_BATCH + 7
+    count = max(EVALUATION_BATCH, FLAT_EVALUATION_BATCH) + 7
     data = random_data(network, test=count)
     trainer = trainer_of(settings_of(network), data)
     row = trainer.run_epoch()
