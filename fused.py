@@ -23,22 +23,16 @@ from layers import (
     BatchNorm,
     Dropout,
     Dropout2d,
-    ShiftedSums,
     accumulator,
     batch_norm,
-    batch_statistics,
+    batch_norm_in_training,
     differentiate,
-    gradient_sums,
-    gradient_terms,
     kept,
     parameter_gradients,
     per_channel,
-    shifted,
-    slices,
-    widened,
-    workspace,
 )
 
+SLICE_VALUES = 5 << 18  # so many values (5 MB) are worked on at a time: they stay in the processor's cache
 POOL = ([2, 2], [2, 2], [0, 0], [1, 1], False)  # window, stride, padding, dilation, ceil_mode
 
 
@@ -126,16 +120,18 @@ class NormReluPool(torch.autograd.Function):
     def backward(ctx, g: Tensor, *_):
         x, weight, bias, mean, r, scale, pooled, chosen, y = ctx.saved_tensors
         if torch.is_grad_enabled():
-            largest = batch_norm(x, *batch_statistics(x.to(accumulator(x))), weight, bias, ctx.eps)
-            largest = largest.flatten(2).gather(2, chosen.flatten(2)).view_as(y)
+            normalized, *_ = batch_norm_in_training(x, weight, bias, ctx.eps)
+            largest = normalized.flatten(2).gather(2, chosen.flatten(2)).view_as(y)
             return *differentiate(largest * (y > 0) * ctx.factor, (x, weight, bias), g), None, None, None
         # Zero where ReLU or dropout made y zero. What is kept is divided by 1 - p: `factor`, which `scale` contains.
         g = g.contiguous(memory_format=torch.channels_last)  # after the last block the linear layer's gradient is not
         g = torch.ops.aten.threshold_backward(g, y, 0)
         small = workspace(g)
-        sum_g, sum_gd = gradient_sums(pooled, g, mean, workspace(pooled), small)
-        c, d = gradient_terms(x, r, scale, sum_g, sum_gd)
-        d = d - c * mean
+        sum_g, sum_gxhat = gradient_sums(pooled, g, mean, r, small)
+        # d x = scale * g + c * x + d, the last two being what runs through mean and variance
+        share = scale * (-x.size(1) / x.numel())
+        c = share * sum_gxhat * r
+        d = share * sum_g - c * mean
         dx, work, wide = torch.empty_like(x), workspace(x), workspace(x)
         for part, gradient, indices, out in slices(x, g, chosen, dx):
             scaled = torch.mul(widened(gradient, small), scale, out=small[:len(part)])
@@ -143,4 +139,87 @@ class NormReluPool(torch.autograd.Function):
             result = out if out.dtype == wide.dtype else wide[:len(part)]  # half precision is rounded once, at the end
             torch.ops.aten.max_pool2d_with_indices_backward.grad_input(scaled, part, *POOL, indices, grad_input=result)
             out.copy_(result.addcmul_(part, c).add_(d))
-        return dx, *parameter_gradients(weight, bias, r, sum_g * ctx.factor, sum_gd * ctx.factor), None, None, None
+        return dx, *parameter_gradients(weight, bias, sum_g * ctx.factor, sum_gxhat * ctx.factor), None, None, None
+
+
+# Large tensors of shape (N, C, H, W), a few samples at a time
+
+
+def slices(*tensors: Tensor):
+    """Walk through tensors of N samples together, a few samples at a time (see SLICE_VALUES)."""
+    rows = samples_in_a_slice(tensors[0])
+    return zip(*(tensor.split(rows) for tensor in tensors), strict=True)
+
+
+def samples_in_a_slice(x: Tensor) -> int:
+    return -(-len(x) // -(-x.numel() // SLICE_VALUES))
+
+
+def workspace(x: Tensor) -> Tensor:
+    """Room for a slice of `x` in its accumulator's type: used again and again it stays in the cache."""
+    return torch.empty_like(x[:samples_in_a_slice(x)], dtype=accumulator(x))
+
+
+def widened(part: Tensor, work: Tensor) -> Tensor:
+    """A slice in the type of its workspace, in which it is put if it has another."""
+    return part if part.dtype == work.dtype else work[:len(part)].copy_(part)
+
+
+def shifted(part: Tensor, shift: Tensor, work: Tensor) -> Tensor:
+    """part - shift, put in the slice's workspace."""
+    return torch.sub(widened(part, work), shift, out=work[:len(part)])
+
+
+def sums_of_samples(x: Tensor) -> Tensor:
+    """The sum of each channel within each sample, shape (N, C, 1, 1).
+
+    Threads divide this sum by samples, as they divide every element-wise operation, so that each finds what it
+    needs in its own core's cache. A sum over the samples as well they would divide by channels.
+    """
+    return x.sum((2, 3), keepdim=True)
+
+
+def total(sums: list[Tensor]) -> Tensor:
+    return torch.cat(sums).sum(0, keepdim=True)
+
+
+class ShiftedSums:
+    """`batch_statistics` in one pass: sums over d = x - shift and d^2, with a shift near the mean.
+
+    The shift is the mean of an eighth of the first slice. As that is a part of the batch, (mean - shift)^2 is at
+    most variance * N / (samples in it), so that only a few bits cancel in E[d^2] - E[d]^2.
+
+    In half precision it is subtracted only in squaring, which saves a pass: x has so few digits that float32 has
+    enough of them for the sum of x as well.
+    """
+
+    def __init__(self, x: Tensor):
+        self.n = x.numel() // x.size(1)
+        self.work = workspace(x)
+        few = x[:max(1, len(self.work) // 8)]
+        self.shift = few.mean((0, 2, 3), keepdim=True, dtype=self.work.dtype)
+        self.half = x.dtype != self.work.dtype
+        self.left = self.shift if self.half else self.shift.new_zeros(())  # to be subtracted in squaring
+        self.sums, self.sums_of_squares = [], []
+
+    def add(self, part: Tensor) -> None:
+        """Take in a slice of x."""
+        part = widened(part, self.work) if self.half else shifted(part, self.shift, self.work)
+        self.sums.append(sums_of_samples(part))
+        squares = torch.ops.aten.mse_loss.out(part, self.left, 0, out=part)  # (part - left)^2
+        self.sums_of_squares.append(sums_of_samples(squares))
+
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and biased variance, shape (1, C, 1, 1)."""
+        offset = total(self.sums) / self.n - self.left
+        return self.shift + offset, total(self.sums_of_squares) / self.n - offset.square()
+
+
+def gradient_sums(x: Tensor, g: Tensor, mean: Tensor, r: Tensor, wide: Tensor) -> tuple[Tensor, Tensor]:
+    """sum(g) and sum(g * xhat) of each channel, shape (1, C, 1, 1); `wide` is room for a slice of g."""
+    work, sums_g, sums_gd = workspace(x), [], []
+    for part, gradient in slices(x, g):
+        gradient = widened(gradient, wide)
+        sums_g.append(sums_of_samples(gradient))
+        sums_gd.append(sums_of_samples(shifted(part, mean, work).mul_(gradient)))
+    return total(sums_g), total(sums_gd) * r

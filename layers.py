@@ -9,20 +9,23 @@ one thing in training and another in evaluation, switched by `self.training`:
     Dropout         drops each value with probability p          nothing
     Dropout2d       drops each feature map with probability p    nothing
 
-Between them stands `Normalize`: the definition once more, with its derivative written out, in as few passes
-over memory as there can be. It is what trains, where fused.py does not take its place as well; the definition is
-what both are tested against, and what evaluates.
+Between them stands `Normalize`: the definition in training once more, with its derivative written out. It is what
+trains, where fused.py does not take its place as well; the definition is what both are tested against, and what
+evaluates.
 """
 
 import torch
 from torch import Tensor, nn
 
-SLICE_VALUES = 5 << 18  # so many values (5 MB) are worked on at a time: they stay in the processor's cache
-
 
 def per_channel(values: Tensor, x: Tensor) -> Tensor:
     """Give `values`, shape (C,), a shape that meets the channels of `x`, shape (N, C, ...)."""
     return values.view(1, -1, *[1] * (x.dim() - 2))
+
+
+def all_but_channels(x: Tensor) -> list[int]:
+    """The dimensions of `x`, shape (N, C, ...), but C."""
+    return [0, *range(2, x.dim())]
 
 
 def batch_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -31,9 +34,9 @@ def batch_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     The mean is subtracted before squaring. E[x^2] - E[x]^2 would need one pass less, but with a large mean
     the two terms agree in all their digits, and nothing of the variance is left.
     """
-    others = [0, *range(2, x.dim())]
-    mean = x.mean(others, keepdim=True)
-    return mean.flatten(), (x - mean).square().mean(others)
+    dims = all_but_channels(x)
+    mean = x.mean(dims, keepdim=True)
+    return mean.flatten(), (x - mean).square().mean(dims)
 
 
 def batch_norm(x: Tensor, mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None,
@@ -50,6 +53,13 @@ def batch_norm(x: Tensor, mean: Tensor, variance: Tensor, weight: Tensor | None,
     if bias is not None:
         y = y + per_channel(bias, x)
     return y.to(x.dtype)
+
+
+def batch_norm_in_training(x: Tensor, weight: Tensor | None, bias: Tensor | None,
+                           eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """`batch_norm` with the `batch_statistics` of `x` itself; returns the result, mean and variance."""
+    mean, variance = batch_statistics(x.to(accumulator(x)))
+    return batch_norm(x, mean, variance, weight, bias, eps), mean, variance
 
 
 def dropout(x: Tensor, p: float, shape: torch.Size) -> Tensor:
@@ -78,84 +88,13 @@ def kept(x: Tensor, p: float, shape: torch.Size) -> Tensor:
     return mask.bernoulli_(1 - p)
 
 
-def slices(*tensors: Tensor):
-    """Walk through tensors of N samples together, on a CPU a few samples at a time (see SLICE_VALUES)."""
-    rows = samples_in_a_slice(tensors[0])
-    return zip(*(tensor.split(rows) for tensor in tensors), strict=True)
-
-
-def samples_in_a_slice(x: Tensor) -> int:
-    count = -(-x.numel() // SLICE_VALUES) if x.device.type == "cpu" else 1
-    return -(-len(x) // count)
-
-
 def accumulator(x: Tensor) -> torch.dtype:
     """Statistics of half-precision data are computed and kept in float32."""
     return torch.promote_types(x.dtype, torch.float32)
 
 
-def workspace(x: Tensor) -> Tensor:
-    """Room for a slice of `x` in its accumulator's type: used again and again it stays in the cache."""
-    return torch.empty_like(x[:samples_in_a_slice(x)], dtype=accumulator(x))
-
-
-def widened(part: Tensor, work: Tensor) -> Tensor:
-    """A slice in the type of its workspace, in which it is put if it has another."""
-    return part if part.dtype == work.dtype else work[:len(part)].copy_(part)
-
-
-def shifted(part: Tensor, shift: Tensor, work: Tensor) -> Tensor:
-    """part - shift, put in the slice's workspace."""
-    return torch.sub(widened(part, work), shift, out=work[:len(part)])
-
-
-def sums_of_samples(x: Tensor) -> Tensor:
-    """The sum of each channel within each sample, shape (N, C, 1, ...); of (N, C) the sum over the samples, (1, C).
-
-    Threads divide this sum by samples, as they divide every element-wise operation, so that each finds what it
-    needs in its own core's cache. A sum over the samples as well they would divide by channels.
-    """
-    return x.sum(list(range(2, x.dim())) or [0], keepdim=True)
-
-
-def total(sums: list[Tensor]) -> Tensor:
-    return torch.cat(sums).sum(0, keepdim=True)
-
-
-class ShiftedSums:
-    """`batch_statistics` in one pass: sums over d = x - shift and d^2, with a shift near the mean.
-
-    The shift is the mean of an eighth of the first slice. As that is a part of the batch, (mean - shift)^2 is at
-    most variance * N / (samples in it), so that only a few bits cancel in E[d^2] - E[d]^2.
-
-    In half precision it is subtracted only in squaring, which saves a pass: x has so few digits that float32 has
-    enough of them for the sum of x as well.
-    """
-
-    def __init__(self, x: Tensor):
-        self.n = x.numel() // x.size(1)
-        self.work = workspace(x)
-        few = x[:max(1, len(self.work) // 8)]
-        self.shift = few.mean([0, *range(2, x.dim())], keepdim=True, dtype=self.work.dtype)
-        self.half = x.dtype != self.work.dtype
-        self.left = self.shift if self.half else self.shift.new_zeros(())  # to be subtracted in squaring
-        self.sums, self.sums_of_squares = [], []
-
-    def add(self, part: Tensor) -> None:
-        """Take in a slice of x."""
-        part = widened(part, self.work) if self.half else shifted(part, self.shift, self.work)
-        self.sums.append(sums_of_samples(part))
-        squares = torch.ops.aten.mse_loss.out(part, self.left, 0, out=part)  # (part - left)^2
-        self.sums_of_squares.append(sums_of_samples(squares))
-
-    def statistics(self) -> tuple[Tensor, Tensor]:
-        """Mean and biased variance, shape (1, C, 1, ...)."""
-        offset = total(self.sums) / self.n - self.left
-        return self.shift + offset, total(self.sums_of_squares) / self.n - offset.square()
-
-
 class Normalize(torch.autograd.Function):
-    """`batch_norm` with the `batch_statistics` of `x` itself; returns the result, mean and variance.
+    """`batch_norm_in_training`, with its derivative written out, in fewer passes over memory.
 
     With xhat = (x - mean) * r, r = 1 / sqrt(variance + eps), y = xhat * weight + bias and the gradient g of y,
     over the n values of a channel:
@@ -169,54 +108,33 @@ class Normalize(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float):
-        sums = ShiftedSums(x)
-        for part, in slices(x):
-            sums.add(part)
-        mean, variance = sums.statistics()
+        wide, dims = x.to(accumulator(x)), all_but_channels(x)
+        mean = wide.mean(dims, keepdim=True)
+        d = wide - mean
+        error = d.mean(dims, keepdim=True)  # a sum of many large values is rounded by much
+        mean, d = mean + error, d.sub_(error)
+        variance = d.square().mean(dims, keepdim=True)
         r = torch.rsqrt(variance + eps)
         scale = r if weight is None else r * per_channel(weight, x)
-        y = torch.empty_like(x)
-        for part, out in slices(x, y):
-            if bias is None:
-                torch.mul(shifted(part, mean, sums.work), scale, out=out)
-            else:
-                torch.addcmul(per_channel(bias, x).to(scale.dtype), shifted(part, mean, sums.work), scale, out=out)
+        y = d * scale if bias is None else torch.addcmul(per_channel(bias, x), d, scale)
         ctx.eps = eps
         ctx.save_for_backward(x, weight, bias, mean, r, scale)
         mean, variance = mean.flatten(), variance.flatten()
         ctx.mark_non_differentiable(mean, variance)
-        return y, mean, variance
+        return y.to(x.dtype), mean, variance
 
     @staticmethod
     def backward(ctx, g: Tensor, *_):
         x, weight, bias, mean, r, scale = ctx.saved_tensors
         if torch.is_grad_enabled():
-            y = batch_norm(x, *batch_statistics(x.to(accumulator(x))), weight, bias, ctx.eps)
-            return *differentiate(y, (x, weight, bias), g), None
-        dx, work, wide = torch.empty_like(x), workspace(x), workspace(g)
-        sum_g, sum_gd = gradient_sums(x, g, mean, work, wide)
-        c, d = gradient_terms(x, r, scale, sum_g, sum_gd)
-        for part, gradient, out in slices(x, g, dx):
-            rest = shifted(part, mean, work)
-            torch.addcmul(d, rest, c, out=rest)  # what runs through mean and variance
-            torch.addcmul(rest, widened(gradient, wide), scale, out=out)
-        return dx, *parameter_gradients(weight, bias, r, sum_g, sum_gd), None
-
-
-def gradient_sums(x: Tensor, g: Tensor, mean: Tensor, work: Tensor, wide: Tensor) -> tuple[Tensor, Tensor]:
-    """sum(g) and sum(g * (x - mean)) of each channel, shape (1, C, 1, ...); `work` and `wide` are room for x and g."""
-    sums_g, sums_gd = [], []
-    for part, gradient in slices(x, g):
-        gradient = widened(gradient, wide)
-        sums_g.append(sums_of_samples(gradient))
-        sums_gd.append(sums_of_samples(shifted(part, mean, work).mul_(gradient)))
-    return total(sums_g), total(sums_gd)
-
-
-def gradient_terms(x: Tensor, r: Tensor, scale: Tensor, sum_g: Tensor, sum_gd: Tensor) -> tuple[Tensor, Tensor]:
-    """c and d of d x = scale * g + c * (x - mean) + d, where scale = weight * r and sum_gd = sum(g * (x - mean))."""
-    share = scale * (-x.size(1) / x.numel())
-    return share * sum_gd * r * r, share * sum_g
+            return *differentiate(batch_norm_in_training(x, weight, bias, ctx.eps)[0], (x, weight, bias), g), None
+        dims, n = all_but_channels(x), x.numel() // x.size(1)
+        d, g = x.to(mean.dtype) - mean, g.to(mean.dtype)
+        sum_g, sum_gxhat = g.sum(dims, keepdim=True), (g * d).sum(dims, keepdim=True) * r
+        share = -scale / n
+        dx = torch.addcmul(share * sum_g, d, share * sum_gxhat * r)  # what runs through mean and variance
+        dx.addcmul_(g, scale)
+        return dx.to(x.dtype), *parameter_gradients(weight, bias, sum_g, sum_gxhat), None
 
 
 def differentiate(y: Tensor, inputs: tuple[Tensor | None, ...], g: Tensor) -> list[Tensor | None]:
@@ -229,8 +147,8 @@ def differentiate(y: Tensor, inputs: tuple[Tensor | None, ...], g: Tensor) -> li
     return [next(gradients) if tensor is not None and tensor.requires_grad else None for tensor in inputs]
 
 
-def parameter_gradients(weight: Tensor | None, bias: Tensor | None, r: Tensor, sum_g: Tensor, sum_gd: Tensor):
-    return (None if weight is None else (sum_gd * r).flatten().to(weight.dtype),
+def parameter_gradients(weight: Tensor | None, bias: Tensor | None, sum_g: Tensor, sum_gxhat: Tensor):
+    return (None if weight is None else sum_gxhat.flatten().to(weight.dtype),
             None if bias is None else sum_g.flatten().to(bias.dtype))
 
 
@@ -314,8 +232,7 @@ class BatchNorm(nn.Module):
             mean, variance = torch.zeros_like(x[:1].sum()).expand(2, x.size(1))
             y = batch_norm(x, mean, variance, self.weight, self.bias, self.eps)
         elif torch.compiler.is_compiling():  # the compiler fuses the definition by itself
-            mean, variance = batch_statistics(x.to(accumulator(x)))
-            y = batch_norm(x, mean, variance, self.weight, self.bias, self.eps)
+            y, mean, variance = batch_norm_in_training(x, self.weight, self.bias, self.eps)
         else:
             y, mean, variance = Normalize.apply(x, self.weight, self.bias, self.eps)
         self.track(mean, variance, x.numel() // x.size(1))

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fused
 from cnn.model import CNN, BatchNorm2d
-from layers import Dropout, Dropout2d, kept
+from layers import Dropout, Dropout2d, batch_statistics, kept
 from mlp.model import MLP, BatchNorm1d
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -321,7 +321,7 @@ def test_fused_block_is_its_definition(n, c, h, w, affine, tracking, kind, p, ch
     norm = randomized(BatchNorm2d(c, affine=affine, track_running_stats=tracking, dtype=torch.float64), seed)
     dropout = None if p is None else kind(p)
     assert fused.applies(x, norm, dropout)
-    with mock.patch("layers.SLICE_VALUES", slice_values):
+    with mock.patch("fused.SLICE_VALUES", slice_values):
         assert_ways_agree(norm, dropout, x)
 
 
@@ -391,8 +391,18 @@ def test_fused_block_as_accurate_as_pytorch(dtype, offset, slice_values, dropout
     theirs.load_state_dict(norm.state_dict())
     x = (normal((32, 4, 13, 13)) + offset).to(dtype).contiguous(memory_format=torch.channels_last)
     truth = Block(copy.deepcopy(theirs), dropout, "definition")
-    with mock.patch("layers.SLICE_VALUES", slice_values):
+    with mock.patch("fused.SLICE_VALUES", slice_values):
         assert_as_accurate(Block(norm, dropout, "fused"), Block(theirs, dropout, "definition"), truth, x)
+
+
+@pytest.mark.parametrize("slice_values", [100, 1 << 20])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_statistics_of_half_precision_far_from_zero(dtype, slice_values):
+    x = (normal((128, 3, 6, 6)) + 1000).to(dtype)
+    with mock.patch("fused.SLICE_VALUES", slice_values):
+        _, *found = fused.NormReluPool.apply(x, None, None, 0.0, True, 1e-5)
+    expected = [each.float() for each in batch_statistics(x.double())]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize("way", ["fused", "plain"])
