@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
+from linear import linear
 from training import Trainer
 
 
@@ -25,13 +26,13 @@ class Linears(torch.autograd.Function):
         ctx.save_for_backward(x)
         widths = [len(bias) for bias in biases]
         weight = torch.cat(weights, out=x.new_empty(sum(widths), x.size(1)))
-        y = torch.addmm(torch.cat(biases).to(x.dtype), x, weight.t())
+        y = linear(x, weight, torch.cat(biases).to(x.dtype))
         return tuple(own.contiguous() for own in y.split(widths, dim=1))
 
     @staticmethod
     def backward(ctx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, = ctx.saved_tensors
-        weights = torch.cat(gradients, dim=1).t() @ x
+        weights = linear(torch.cat(gradients, dim=1).t(), x.t())
         return (None, *weights.split([own.size(1) for own in gradients]), *(own.sum(0) for own in gradients))
 
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from layers import BatchNorm, Dropout
+from linear import Linear
 
 
 class BatchNorm1d(BatchNorm):
@@ -28,7 +29,7 @@ class MLP(nn.Module):
     def __init__(self, hidden_size: int = 100, drop_rate: float = 0.2, without_BatchNorm: bool = False,
                  without_dropout: bool = False, num_classes: int = 10):
         super().__init__()
-        self.linear1 = nn.Linear(3 * 32 * 32, hidden_size)
+        self.linear1 = Linear(3 * 32 * 32, hidden_size)
         self.norm = nn.Identity() if without_BatchNorm else BatchNorm1d(hidden_size)
         self.dropout = nn.Identity() if without_dropout else Dropout(drop_rate)
         self.linear2 = nn.Linear(hidden_size, num_classes)

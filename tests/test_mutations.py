@@ -10,7 +10,7 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = ["layers.py", "fused.py", "mlp/model.py", "cnn/model.py", "pyproject.toml", "tests/conftest.py",
+SOURCES = ["layers.py", "fused.py", "linear.py", "mlp/model.py", "cnn/model.py", "pyproject.toml", "tests/conftest.py",
            "tests/comparison.py", "tests/test_layers.py", "tests/test_dropout.py", "tests/test_networks.py"]
 
 

@@ -20,6 +20,7 @@ from torch import nn
 
 import training
 from experiment import gains_from_company, teams
+from linear import Linear
 from load_data import Split, load_cifar_2d, normalize
 from options import Settings, parse_command_line
 from runs import COLUMNS, Run
@@ -243,7 +244,7 @@ def test_side_by_side_each_network_ends_as_alone(precision):
 @pytest.mark.parametrize("count", [2, 5, 8])
 @pytest.mark.parametrize("batch_size", [250, 512, 1024])
 def test_linear_layers_computed_as_one_are_those_computed_alone(batch_size, count):
-    x, layers = torch.randn(batch_size, 3072), [nn.Linear(3072, 100) for _ in range(count)]
+    x, layers = torch.randn(batch_size, 3072), [Linear(3072, 100) for _ in range(count)]
     gradients = [torch.randn(batch_size, 100) for _ in layers]
 
     def gradients_of(outputs) -> list:
