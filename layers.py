@@ -111,7 +111,7 @@ class Normalize(torch.autograd.Function):
         wide, dims = x.to(accumulator(x)), all_but_channels(x)
         mean = wide.mean(dims, keepdim=True)
         d = wide - mean
-        error = d.mean(dims, keepdim=True)  # a sum of many large values is rounded by much
+        error = d.mean(dims, keepdim=True)  # what rounding has left, as the sum of large values is rounded by much
         mean, d = mean + error, d.sub_(error)
         variance = d.square().mean(dims, keepdim=True)
         r = torch.rsqrt(variance + eps)

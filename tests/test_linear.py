@@ -50,6 +50,19 @@ def test_gradient_of_a_gradient_as_pytorch(faster):
     torch.testing.assert_close(penalty(ours), penalty(theirs), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_gradients_by_torch_func(faster):
+    def gradients(module):
+        def loss(parameters, x):
+            return torch.func.functional_call(module, parameters, (x,)).square().sum()
+
+        parameters = {name: parameter.detach() for name, parameter in module.named_parameters()}
+        return torch.func.vmap(torch.func.grad(loss), (None, 0))(parameters, normal((2, 5, 7)))
+
+    ours, theirs = map(gradients, pair(7, 4))
+    assert_same(ours, theirs)
+
+
 @pytest.mark.parametrize("x", [normal((5, 6)), normal((5, 7), dtype=torch.float64), normal((6,)), torch.tensor(1.0)])
 def test_same_errors(x, faster):
     errors = []
