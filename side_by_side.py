@@ -4,7 +4,7 @@ Each batch is prepared once for all of them, and their first layers, which take 
 the columns of eight networks it reads the images from memory once instead of eight times. All else is each network's
 own: its random numbers, loss, optimizer, rows, and what goes wrong with it. Each ends as it would with
 Trainer.run_epoch, bit for bit where the matrix product sums a column in the same order whatever stands beside it, as
-PyTorch's does on x86 processors.
+both of linear.py do on x86 processors.
 """
 
 import time
