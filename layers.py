@@ -10,8 +10,8 @@ one thing in training and another in evaluation, switched by `self.training`:
     Dropout2d       drops each feature map with probability p    nothing
 
 Between them stands `Normalize`: the definition in training once more, with its derivative written out. It is what
-trains, where fused.py does not take its place as well; the definition is what both are tested against, and what
-evaluates.
+trains, where fused.py does not take its place as well; the definition is what both are tested against, what evaluates,
+and what a compiler gets.
 """
 
 import torch
@@ -94,7 +94,7 @@ def accumulator(x: Tensor) -> torch.dtype:
 
 
 class Normalize(torch.autograd.Function):
-    """`batch_norm_in_training`, with its derivative written out, in fewer passes over memory.
+    """`batch_norm_in_training`, with its derivative written out: fewer passes over memory than one found step by step.
 
     With xhat = (x - mean) * r, r = 1 / sqrt(variance + eps), y = xhat * weight + bias and the gradient g of y,
     over the n values of a channel:
@@ -111,8 +111,9 @@ class Normalize(torch.autograd.Function):
         wide, dims = x.to(accumulator(x)), all_but_channels(x)
         mean = wide.mean(dims, keepdim=True)
         d = wide - mean
-        error = d.mean(dims, keepdim=True)  # what rounding has left, as the sum of large values is rounded by much
-        mean, d = mean + error, d.sub_(error)
+        error = d.mean(dims, keepdim=True)  # the sum of many large values is rounded by much
+        mean += error
+        d -= error
         variance = d.square().mean(dims, keepdim=True)
         r = torch.rsqrt(variance + eps)
         scale = r if weight is None else r * per_channel(weight, x)

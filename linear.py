@@ -1,40 +1,47 @@
-"""Linear layers at the full rate of a processor with AVX-512, whoever made it.
+"""Linear layers at the full rate of a processor with AVX-512.
 
 PyTorch leaves products of float32 matrices on a CPU to MKL, which makes no use of AVX-512 on processors of AMD. oneDNN,
-to which PyTorch leaves convolutions, does: on Zen 5 a product takes half the time (bench/README.md).
+to which PyTorch leaves convolutions, does: on Zen 5, where alone it was measured, a product takes half the time
+(bench/README.md).
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-FASTER = torch.backends.cpu.get_cpu_capability() == "AVX512" and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-
-
-def applies(x: Tensor, weight: Tensor) -> bool:
-    """Whether oneDNN takes the place of torch.nn.functional.linear."""
-    return (FASTER and x.device.type == weight.device.type == "cpu" and x.dtype == weight.dtype == torch.float32
-            and x.dim() == 2 and x.size(1) == weight.size(1) and x.numel() > 0
-            and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling())
+ONEDNN = hasattr(torch.ops.mkldnn, "_linear_pointwise")  # it has no public name
+AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x @ weight.t() + bias, shapes (N, F), (C, F) and (C,) → (N, C): torch.nn.functional.linear."""
-    return OneDNNLinear.apply(x, weight, bias) if applies(x, weight) else F.linear(x, weight, bias)
+    return (OneDNNLinear.apply if applies(x, weight, bias) else F.linear)(x, weight, bias)
+
+
+def applies(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether oneDNN takes the place of torch.nn.functional.linear; what that refuses, it shall refuse."""
+    return (ONEDNN and AVX512 and torch.backends.mkldnn.enabled
+            and not (torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling() or torch.jit.is_tracing())
+            and all(each.device.type == "cpu" and each.layout == torch.strided and each.dtype == torch.float32
+                    for each in (x, weight, bias) if each is not None)
+            and x.dim() == weight.dim() == 2 and x.size(1) == weight.size(1) and x.numel() > 0
+            and (bias is None or bias.shape == weight.shape[:1]))
 
 
 class OneDNNLinear(torch.autograd.Function):
-    """`linear`, whose derivatives are such products again. Forward-mode derivatives (torch.func.jvp) it has not."""
+    """`linear`, whose derivatives are such products again."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        bias = None if bias is None else bias.contiguous()
+        return torch.ops.mkldnn._linear_pointwise(dense(x), dense(weight), bias, "none", [], "")
 
     @staticmethod
     def setup_context(ctx, inputs: tuple[Tensor | None, ...], output: Tensor) -> None:
         ctx.save_for_backward(*inputs[:2])
+        ctx.save_for_forward(*inputs[:2])
 
     @staticmethod
     def backward(ctx, g: Tensor) -> tuple[Tensor | None, ...]:
@@ -42,6 +49,18 @@ class OneDNNLinear(torch.autograd.Function):
         return (linear(g, weight.t()) if ctx.needs_input_grad[0] else None,
                 linear(g.t(), x.t()) if ctx.needs_input_grad[1] else None,
                 g.sum(0) if ctx.needs_input_grad[2] else None)
+
+    @staticmethod
+    def jvp(ctx, dx: Tensor | None, dweight: Tensor | None, dbias: Tensor | None) -> Tensor:
+        x, weight = ctx.saved_tensors
+        terms = [None if dx is None else linear(dx, weight), None if dweight is None else linear(x, dweight),
+                 None if dbias is None else dbias.expand(len(x), -1)]
+        return sum(term for term in terms if term is not None)
+
+
+def dense(x: Tensor) -> Tensor:
+    """A matrix that lies row by row or column by column."""
+    return x if x.is_contiguous() or x.t().is_contiguous() else x.contiguous()
 
 
 class Linear(nn.Linear):

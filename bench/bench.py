@@ -44,9 +44,9 @@ TRAIN, EVALUATE = 40_000, 20_000
 class ReferenceMLP(MLP):
     """The same network with PyTorch's own layers."""
 
-    def __init__(self, linear1: type[nn.Linear] = nn.Linear):
+    def __init__(self, linear_class: type[nn.Linear] = nn.Linear):
         super().__init__()
-        self.linear1 = linear1(3072, 100)
+        self.linear1 = linear_class(3072, 100)
         self.norm, self.dropout = nn.BatchNorm1d(100), nn.Dropout(0.2)
 
 
@@ -225,14 +225,14 @@ def main() -> None:
 
 def compare_steps(data: dict) -> None:
     """A training step with the hand-written layers against the same with PyTorch's own."""
-    theirs = "PyTorch's layers"
-    cases = [("MLP step, batch 1024, fp32", "mlp", {"ours": MLP, theirs: ReferenceMLP, f"{theirs}, but linear.py":
-              lambda: ReferenceMLP(Linear)}, 1024, "fp32", 150),
-             ("CNN step, batch 128, fp32", "cnn", {"ours": CNN, theirs: ReferenceCNN}, 128, "fp32", 60),
-             ("CNN step, --dropout_type 1d, fp32", "cnn", {"ours": lambda: CNN(dropout_type="1d"),
-              theirs: lambda: ReferenceCNN("1d")}, 128, "fp32", 15),
-             ("CNN step, batch 128, bf16", "cnn", {"ours": CNN, theirs: ReferenceCNN}, 128, "bf16",
-              60 if has_bf16() else 5)]
+    theirs, same_product = "PyTorch's layers", "PyTorch's layers, but linear.py"
+    mlps = {"ours": MLP, theirs: ReferenceMLP, same_product: lambda: ReferenceMLP(Linear)}
+    cnns = {"ours": CNN, theirs: ReferenceCNN}
+    cnns_1d = {"ours": lambda: CNN(dropout_type="1d"), theirs: lambda: ReferenceCNN("1d")}
+    cases = [("MLP step, batch 1024, fp32", "mlp", mlps, 1024, "fp32", 150),
+             ("CNN step, batch 128, fp32", "cnn", cnns, 128, "fp32", 60),
+             ("CNN step, --dropout_type 1d, fp32", "cnn", cnns_1d, 128, "fp32", 15),
+             ("CNN step, batch 128, bf16", "cnn", cnns, 128, "bf16", 60 if has_bf16() else 5)]
     for what, network, builders, batch_size, precision, rounds in cases:
         seconds = steps_in_turns(builders, network, data[network], batch_size, precision, rounds)
         medians = {name: statistics.median(values) for name, values in seconds.items()}

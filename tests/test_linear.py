@@ -1,8 +1,11 @@
 """Linear layers computed by oneDNN against PyTorch's own."""
 
+from collections import Counter
+
 import pytest
 import torch
-from comparison import VIEWS, assert_same, normal, randomized, step
+import torch.nn.functional as F
+from comparison import assert_same, normal, randomized, step
 from test_networks import Operators
 from torch import nn
 
@@ -10,11 +13,11 @@ import linear
 from linear import Linear
 
 
-@pytest.fixture(params=[True, False], ids=["oneDNN", "MKL"])
-def faster(request, monkeypatch):
-    if request.param and not torch.backends.mkldnn.is_available():
-        pytest.skip("this PyTorch has no oneDNN")
-    monkeypatch.setattr(linear, "FASTER", request.param)
+@pytest.fixture(params=[True, False], ids=["oneDNN", "MKL"], autouse=True)
+def onednn(request, monkeypatch):
+    if request.param and not linear.ONEDNN:
+        pytest.skip("this PyTorch lacks oneDNN's operator")
+    monkeypatch.setattr(linear, "AVX512", request.param)
     return request.param
 
 
@@ -25,21 +28,34 @@ def pair(*sizes: int, **options) -> tuple[Linear, nn.Linear]:
     return ours, theirs
 
 
+def operators_of(work) -> Counter:
+    with Operators() as operators:
+        work()
+    return Counter(name.split(".")[0] for name in operators.names)
+
+
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(1, 7), (5, 7), (1024, 3072), (0, 7), (7,), (2, 3, 7)])
-def test_same_as_pytorch(shape, bias, faster):
+def test_same_as_pytorch(shape, bias):
     ours, theirs = pair(shape[-1], 4, bias=bias)
     assert_same(step(ours, normal(shape)), step(theirs, normal(shape)), rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("view", VIEWS)
-def test_inputs_that_do_not_lie_densely(view, faster):
-    x = view(normal((4, 4, 4, 4)))[:, 0, :, 0]
-    ours, theirs = pair(x.size(1), 3)
-    assert_same(step(ours, x), step(theirs, x), rtol=1e-5, atol=1e-5)
+@pytest.mark.parametrize("x", [normal((10, 7))[::2], normal((5, 14))[:, ::2], normal((7, 5)).t(),
+                               normal((7, 9)).t()[::2], normal((1, 7)).expand(5, -1), normal((5, 1)).expand(-1, 7),
+                               normal((11,)).unfold(0, 7, 1)])
+@pytest.mark.parametrize("bias", [normal((4,)), normal((8,))[::2], normal((1,)).expand(4), normal((1,)), normal((1, 4)),
+                                  normal((5, 4)), normal(())])
+def test_inputs_that_do_not_lie_densely(x, bias):
+    def results(function):
+        inputs = [each.detach().requires_grad_() for each in (x, normal((8, 7))[::2], bias)]
+        y = function(*inputs)
+        return y, *torch.autograd.grad(y, inputs, normal(y.shape).t().contiguous().t())
+
+    torch.testing.assert_close(results(linear.linear), results(F.linear), rtol=1e-5, atol=1e-5)
 
 
-def test_gradient_of_a_gradient_as_pytorch(faster):
+def test_derivatives_of_higher_order():
     def penalty(module):
         x = normal((6, 3)).requires_grad_()
         inputs = [x, *module.parameters()]
@@ -50,47 +66,80 @@ def test_gradient_of_a_gradient_as_pytorch(faster):
     torch.testing.assert_close(penalty(ours), penalty(theirs), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.filterwarnings("ignore:There is a performance drop")
-def test_gradients_by_torch_func(faster):
-    def gradients(module):
-        def loss(parameters, x):
-            return torch.func.functional_call(module, parameters, (x,)).square().sum()
+@pytest.mark.filterwarnings("ignore:There is a performance drop", "ignore:.*torch.jit.script.* is deprecated")
+def test_derivatives_by_torch_func():
+    def loss(module):
+        return lambda parameters, x: torch.func.functional_call(module, parameters, (x,)).pow(3).sum()
 
+    def derivatives(module):
         parameters = {name: parameter.detach() for name, parameter in module.named_parameters()}
-        return torch.func.vmap(torch.func.grad(loss), (None, 0))(parameters, normal((2, 5, 7)))
+        x = normal((2, 5, 7))
+        of_each = torch.func.vmap(torch.func.grad(loss(module)), (None, 0))(parameters, x)
+        along = torch.func.jvp(loss(module), (parameters, x[0]), (parameters, x[1]))
+        return of_each, along, torch.func.hessian(loss(module), argnums=1)(parameters, x[0])
 
-    ours, theirs = map(gradients, pair(7, 4))
-    assert_same(ours, theirs)
+    ours, theirs = map(derivatives, pair(7, 4))
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("x", [normal((5, 6)), normal((5, 7), dtype=torch.float64), normal((6,)), torch.tensor(1.0)])
-def test_same_errors(x, faster):
-    errors = []
-    for module in pair(7, 4):
-        with pytest.raises(RuntimeError) as error:
-            module(x)
-        errors.append(str(error.value))
-    assert errors[0] == errors[1]
+def test_same_errors(x):
+    assert len({message(lambda module=module: module(x)) for module in pair(7, 4)}) == 1
+
+
+@pytest.mark.parametrize("weight", [normal((4, 7, 1)), normal((4, 7), dtype=torch.float64)])
+@pytest.mark.parametrize("bias", [None, normal((3,)), normal((4,), dtype=torch.float64)])
+def test_same_errors_of_the_function(weight, bias):
+    assert len({message(lambda f=f: f(normal((5, 7)), weight, bias)) for f in (linear.linear, F.linear)}) == 1
+
+
+def message(work) -> str:
+    with pytest.raises(RuntimeError) as error:
+        work()
+    return str(error.value)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_what_is_not_single_precision_is_left_to_pytorch(dtype, faster):
+def test_what_is_not_single_precision_is_left_to_pytorch(dtype):
     ours, theirs = (module.to(dtype) for module in pair(7, 4))
     x = normal((5, 7), dtype=dtype)
     torch.testing.assert_close(ours(x), theirs(x), rtol=0, atol=0)
 
 
-def test_autocast(faster):
+def test_autocast():
     ours, theirs = pair(7, 4)
     x = normal((5, 7))
     with torch.autocast("cpu", torch.bfloat16):
         torch.testing.assert_close(ours(x), theirs(x), rtol=0, atol=0)
 
 
-def test_onednn_computes_forward_and_backward(faster):
+def test_the_compiler_sees_a_linear_layer():
+    def backend(graph, inputs):
+        seen.extend(str(node.target) for node in graph.graph.nodes if node.op == "call_function")
+        return graph
+
+    seen, (ours, _) = [], pair(7, 4)
+    torch.compile(ours, backend=backend, fullgraph=True)(normal((5, 7)))
+    assert len(seen) == 1 and "linear" in seen[0]
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.* is deprecated")
+def test_the_tracer_sees_a_linear_layer():
     ours, _ = pair(7, 4)
-    x = normal((5, 7)).requires_grad_()
-    with Operators() as operators:
-        ours(x).sum().backward()
-    used = {name.split(".")[0] for name in operators.names} & {"_linear_pointwise", "addmm", "mm"}
-    assert used == ({"_linear_pointwise"} if faster else {"addmm", "mm"})
+    assert "aten::linear" in str(torch.jit.trace(ours, normal((5, 7))).graph)
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_onednn_computes_what_is_needed_forward_and_backward(layer, onednn):
+    ours, _ = pair(7, 4)
+    x = normal((5, 7)).requires_grad_(layer > 0)  # the first layer of a network needs no gradient of its input
+    found = operators_of(lambda: ours(x).sum().backward())
+    assert found["_linear_pointwise"] == (2 + layer if onednn else 0)
+    assert found["addmm"] + found["mm"] == (0 if onednn else 2 + layer)
+
+
+@pytest.mark.filterwarnings("ignore:TF32 acceleration")
+def test_onednn_can_be_switched_off():
+    ours, _ = pair(7, 4)
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert not operators_of(lambda: ours(normal((5, 7))))["_linear_pointwise"]

@@ -18,6 +18,7 @@ from conftest import ROOT, run_main
 from in_process import DEFAULTS, main, only_run, random_data, settings_of, trainer_of, untimed
 from torch import nn
 
+import linear
 import training
 from experiment import gains_from_company, teams
 from linear import Linear
@@ -241,9 +242,11 @@ def test_side_by_side_each_network_ends_as_alone(precision):
     assert hidden.dtype == {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
 
 
+@pytest.mark.parametrize("avx512", [linear.AVX512, False])
 @pytest.mark.parametrize("count", [2, 5, 8])
 @pytest.mark.parametrize("batch_size", [250, 512, 1024])
-def test_linear_layers_computed_as_one_are_those_computed_alone(batch_size, count):
+def test_linear_layers_computed_as_one_are_those_computed_alone(batch_size, count, avx512, monkeypatch):
+    monkeypatch.setattr(linear, "AVX512", avx512)
     x, layers = torch.randn(batch_size, 3072), [Linear(3072, 100) for _ in range(count)]
     gradients = [torch.randn(batch_size, 100) for _ in layers]
 
