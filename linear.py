@@ -19,7 +19,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def applies(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether oneDNN takes the place of torch.nn.functional.linear; what that refuses, it shall refuse."""
+    """Whether oneDNN takes the place of torch.nn.functional.linear, to which is left whatever it might refuse."""
     return (ONEDNN and AVX512 and torch.backends.mkldnn.enabled
             and not (torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling() or torch.jit.is_tracing())
             and all(each.device.type == "cpu" and each.layout == torch.strided and each.dtype == torch.float32
