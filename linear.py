@@ -36,7 +36,7 @@ class OneDNNLinear(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         bias = None if bias is None else bias.contiguous()
-        return torch.ops.mkldnn._linear_pointwise(dense(x), dense(weight), bias, "none", [], "")
+        return torch.ops.mkldnn._linear_pointwise(x, dense(weight), bias, "none", [], "")
 
     @staticmethod
     def setup_context(ctx, inputs: tuple[Tensor | None, ...], output: Tensor) -> None:
@@ -58,9 +58,9 @@ class OneDNNLinear(torch.autograd.Function):
         return sum(term for term in terms if term is not None)
 
 
-def dense(x: Tensor) -> Tensor:
-    """A matrix that lies row by row or column by column."""
-    return x if x.is_contiguous() or x.t().is_contiguous() else x.contiguous()
+def dense(weight: Tensor) -> Tensor:
+    """A matrix that lies row by row or column by column, as the operator needs its second one."""
+    return weight if weight.is_contiguous() or weight.t().is_contiguous() else weight.contiguous()
 
 
 class Linear(nn.Linear):
