@@ -5,8 +5,7 @@ from collections import Counter
 import pytest
 import torch
 import torch.nn.functional as F
-from comparison import assert_same, normal, randomized, step
-from test_networks import Operators
+from comparison import Operators, assert_same, normal, randomized, step
 from torch import nn
 
 import linear

@@ -9,12 +9,11 @@ from unittest import mock
 import pytest
 import torch
 import torch.nn.functional as F
-from comparison import DEVICES, assert_as_accurate, assert_same, normal, randomized, step, tolerance
+from comparison import DEVICES, Operators, assert_as_accurate, assert_same, normal, randomized, step, tolerance
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import fused
 from cnn.model import CNN, BatchNorm2d
@@ -242,18 +241,6 @@ def test_uses_are_found(source):
 @pytest.mark.parametrize("file", ["layers.py", "fused.py", "linear.py", "mlp/model.py", "cnn/model.py", "training.py"])
 def test_source_uses_none_of_torchs_own(file):
     assert not uses_of_torchs_own((ROOT / file).read_text())
-
-
-class Operators(TorchDispatchMode):
-    """Notes the names of the operators that PyTorch runs."""
-
-    def __init__(self):
-        super().__init__()
-        self.names = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.names.append(function.__name__)
-        return function(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("build", [*NETWORKS, lambda: CNN(dropout_type="1d"), TorchMLP, TorchCNN],

@@ -242,7 +242,7 @@ def test_side_by_side_each_network_ends_as_alone(precision):
     assert hidden.dtype == {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
 
 
-@pytest.mark.parametrize("avx512", [linear.AVX512, False])
+@pytest.mark.parametrize("avx512", sorted({linear.AVX512, False}))
 @pytest.mark.parametrize("count", [2, 5, 8])
 @pytest.mark.parametrize("batch_size", [250, 512, 1024])
 def test_linear_layers_computed_as_one_are_those_computed_alone(batch_size, count, avx512, monkeypatch):
