@@ -32,8 +32,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from runs import UserError, lock, make_folder, write_file
-from synthetic import SHAPES, generate
+from store.files import UserError, lock, make_folder, write_file
+from store.synthetic import SHAPES, generate
 
 DATA_DIR = Path(__file__).resolve().parent / "data"
 BATCHES = "cifar-10-batches-py"

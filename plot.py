@@ -8,8 +8,8 @@ import sys
 import time
 from pathlib import Path
 
-from options import ROOT, Parser
-from runs import UserError, write_file
+from lab.options import Parser
+from store.files import ROOT, UserError, write_file
 
 EPILOG = """\
 Runs need not be finished: a figure is drawn from what is there and says what is missing.
@@ -50,7 +50,7 @@ def relocated(text: str, folder: Path, kind: str) -> str:
 
 
 def draw(options) -> int:
-    from studies import STUDIES, View, collect, read_source
+    from report.studies import STUDIES, View, collect, read_source
 
     start = time.perf_counter()
     if options.collect:
@@ -58,9 +58,9 @@ def draw(options) -> int:
     source = read_source(options.runs_dir)
     views = {name: View(study, source) for name, study in STUDIES.items()}
 
-    from figures import draw_all  # loads matplotlib
-    from findings import findings
-    from report import blocks, fill, write_tables
+    from report.figures import draw_all  # loads matplotlib
+    from report.findings import findings
+    from report.text import blocks, fill, write_tables
 
     figures = draw_all(views, source, options.output / "pics", options.format)
     tables = write_tables(views, findings(views), options.output / "results" / "tables")

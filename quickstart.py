@@ -1,89 +1,9 @@
 #!/usr/bin/env python3
-"""A first look (`make train`): train both networks at their best settings, then print and draw how they did.
+"""A first look (`make train`): see lab/quickstart.py."""
 
-Takes CIFAR-10, downloading it once to data/; without a network connection, and saying so, the built-in generated
-set. The runs land in runs/, the picture in runs/first_look.png. The CNN trains for 50 epochs on a GPU, for 3 on a
-CPU (a few minutes); both go on from there when they are asked for more.
-"""
-
-import argparse
-import subprocess
 import sys
-from pathlib import Path
 
-from options import ROOT
-from runs import Run, UserError
-from status import read_plan
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data_dir", type=Path, help="CIFAR-10, or an image folder with train/CLASS/, test/CLASS/")
-    parser.add_argument("--runs_dir", type=Path, default=ROOT / "runs", help="default: runs/ of this repository")
-    options = parser.parse_args()
-    try:
-        data = ["--data_dir", str(options.data_dir)] if options.data_dir else cifar_or_synthetic()
-    except UserError as error:
-        parser.exit(2, f"{parser.prog}: error: {error}\n")
-    runs = {}
-    for network, epochs in (("mlp", 20), ("cnn", cnn_epochs())):
-        command = [sys.executable, str(ROOT / network / "main.py"), "--num_epochs", str(epochs),
-                   "--runs_dir", str(options.runs_dir), *data]
-        print(f"\n$ {network}/main.py {' '.join(command[2:])}", flush=True)
-        if code := subprocess.run(command).returncode:
-            return code
-        plan = subprocess.run([*command, "--dry-run"], stdout=subprocess.PIPE, text=True, check=True).stdout
-        [(runs[network.upper()], _)] = read_plan(plan.splitlines())
-    summarize(runs, options.runs_dir / "first_look.png")
-    return 0
-
-
-def cifar_or_synthetic() -> list[str]:
-    """No arguments if CIFAR-10 is there or can be downloaded, else those for the generated set."""
-    from load_data import load_cifar_4d
-
-    try:
-        load_cifar_4d()
-        return []
-    except UserError as error:
-        if "cannot download" not in str(error):
-            raise
-        line = "*" * 100
-        print(f"{line}\n{error}\n\nNO CIFAR-10: TRAINING ON THE GENERATED SET (--synthetic) INSTEAD. Its numbers say "
-              f"nothing about CIFAR-10.\n{line}", flush=True)
-        return ["--synthetic"]
-
-
-def cnn_epochs() -> int:
-    import torch
-
-    return 50 if torch.cuda.is_available() or torch.backends.mps.is_available() else 3
-
-
-def summarize(runs: dict[str, Run], picture: Path) -> None:
-    """A table of the runs, and their accuracy over the epochs as a picture."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    source = next(iter(runs.values())).config()["data"]["source"]
-    print(f"\n{'':4}  epochs  validation accuracy  test accuracy  test loss  seconds     (data: {source})")
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    for (name, run), colour in zip(runs.items(), ("#0072b2", "#d55e00"), strict=True):
-        result, rows = run.result(), run.metrics()
-        print(f"{name:4}  {result['epochs']:6}  {result['val_acc']:19.4f}  {result['test_acc']:13.4f}"
-              f"  {result['test_loss']:9.4f}  {result['seconds']:7.1f}")
-        for key, style in (("train_acc", "--"), ("val_acc", "-")):
-            axes.plot([row["epoch"] for row in rows], [row[key] for row in rows], style, color=colour, marker=".",
-                      label=f"{name}, {'training' if key == 'train_acc' else 'validation'}")
-    axes.set(xlabel="epoch", ylabel="accuracy", title=f"hand-written BatchNorm and Dropout ({source} data)")
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(picture, dpi=150)
-    print(f"curves: {picture}")
-
+from lab.quickstart import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -34,8 +34,8 @@ EOF
 die() { echo "run_grid.sh: error: $1" >&2; exit 2; }
 
 repo=$(CDPATH='' cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-[[ -e $repo/options.py ]] || repo=${SLURM_SUBMIT_DIR:-$repo}  # Slurm runs a copy of this file from elsewhere
-[[ -e $repo/options.py ]] || die "$repo is not the repository; call sbatch from the repository's folder"
+[[ -e $repo/lab/options.py ]] || repo=${SLURM_SUBMIT_DIR:-$repo}  # Slurm runs a copy of this file from elsewhere
+[[ -e $repo/lab/options.py ]] || die "$repo is not the repository; call sbatch from the repository's folder"
 if [[ -z ${PYTHON:-} ]]; then
   PYTHON=python3
   [[ ! -x $repo/.venv/bin/python ]] || PYTHON=$repo/.venv/bin/python
@@ -73,7 +73,7 @@ main() {  # one call of main.py; a failed run (exit code 1) does not keep the ot
 }
 
 calls() { for name in "${studies[@]}"; do study "$name" "$@"; done; }
-status() { "$PYTHON" "$repo/status.py" "$@" <<<"$plan"; }
+status() { "$PYTHON" "$repo/lab/status.py" "$@" <<<"$plan"; }
 
 worker() {  # all that no other worker trains, and in the end what one that died has left
   calls "$@" --no_wait
@@ -142,7 +142,7 @@ for ((k = 0; k < workers; k++)); do
   worker "$@" >"$(log $k)" 2>&1 </dev/null &
   pids+=" $!"
 done
-"$PYTHON" "$repo/status.py" --watch <<<"$plan" &  # a child of this shell, as it ends with it
+"$PYTHON" "$repo/lab/status.py" --watch <<<"$plan" &  # a child of this shell, as it ends with it
 watch=$!
 set +m
 

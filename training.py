@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from load_data import Data, Split, normalize
-from options import Settings
+from store.settings import Settings
 
 SPLITS = ("train", "val", "test")
 EVALUATION_BATCH = 250  # large enough to be fast, small enough that the CNN's activations take 100 MB

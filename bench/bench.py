@@ -21,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
-import experiment  # first: it sets how threads wait, before torch is loaded
+from lab import experiment  # first: it sets how threads wait, before torch is loaded
 
 # isort: split
 import torch
@@ -29,12 +29,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from cnn.model import CNN
-from linear import Linear, linear
+from fast.linear import Linear, linear
+from fast.side_by_side import Team
 from load_data import load_cifar_2d, load_cifar_4d, normalize
 from mlp.model import MLP
-from options import Settings
 from plain import peak_mb
-from side_by_side import Team
+from store.settings import Settings
 from training import EVALUATION_BATCH, FLAT_EVALUATION_BATCH, Trainer, on_device, take
 
 CPU = torch.device("cpu")

@@ -11,7 +11,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import fused
+from fast import blocks as fused
 from layers import BatchNorm, Dropout, Dropout2d
 
 

@@ -8,8 +8,8 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fast.linear import Linear
 from layers import BatchNorm, Dropout
-from linear import Linear
 
 
 class BatchNorm1d(BatchNorm):

@@ -16,7 +16,8 @@ import torch
 import torch._dynamo  # the optimizer imports it at its first step, which would take each child seconds
 from in_process import main, only_run, untimed
 
-import runs
+from store import files
+from store.run import Run
 
 FULL = os.environ.get("FAULTS") == "full"  # the whole count, or a tenth
 
@@ -26,7 +27,7 @@ def count(whole: int) -> int:
 
 
 class Operations:
-    """Watches every write, fsync and rename of runs.py; calls `fault(index, moment)` before, within and after each.
+    """Watches each write, fsync and rename of files; calls `fault(index, moment)` before, within and after each.
 
     `log` lists them: ("write", path), ("fsync", path), ("rename", from, to).
     """
@@ -58,7 +59,7 @@ class Operations:
         def watched_replace(source, target):
             self.around(("rename", str(source), str(target)), lambda: replace(source, target))
 
-        for place, name, new in ((runs, "open", watched_open), (os, "fsync", watched_fsync),
+        for place, name, new in ((files, "open", watched_open), (os, "fsync", watched_fsync),
                                  (os, "replace", watched_replace)):
             self.stack.enter_context(patch.object(place, name, new, create=True))
         return self
@@ -156,7 +157,7 @@ def outcome(folder: Path) -> dict:
                for key, value in best.pop("network").items()}
     lines = (folder / "metrics.csv").read_text().splitlines()
     best.pop("seconds")
-    result = runs.Run(folder).result()
+    result = Run(folder).result()
     result.pop("seconds")
     return {"metrics": [line.rpartition(",")[0] for line in lines], "weights": weights, "best": best, "result": result,
             # One that is killed after its last file leaves a lock file, which nobody holds.

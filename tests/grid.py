@@ -85,7 +85,7 @@ def epochs_per_run(runs: Path) -> dict[str, int]:
 
 def differences(runs: Path, others: Path, count: int) -> list[str]:
     """In what the runs of one folder are not finished, or not the same as those of another; and stray files."""
-    from runs import Run
+    from store.run import Run
 
     folders = sorted(others.glob("*/*/result.json"))
     found = [] if len(folders) == count else [f"{len(folders)} runs to compare with, not {count}"]

@@ -4,11 +4,12 @@ import numpy as np
 import torch
 
 from cnn.model import CNN
-from experiment import run_experiment
+from lab.experiment import run_experiment
+from lab.options import parse_command_line
 from load_data import Data, Split, load_cifar_2d, load_cifar_4d
 from mlp.model import MLP
-from options import Settings, parse_command_line
-from runs import Run
+from store.run import Run
+from store.settings import Settings
 from training import Trainer, on_device
 
 CPU = torch.device("cpu")

@@ -21,10 +21,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from in_process import DEFAULTS, main, only_run, random_data, settings_of, trainer_of
 
-from experiment import as_bytes, identity, print_table, refuse_impossible, take_up
+from lab.experiment import as_bytes, identity, print_table, refuse_impossible, take_up
+from lab.options import parse_command_line
 from load_data import CACHE, load_cifar_4d
-from options import parse_command_line
-from runs import Run, UserError
+from store.files import UserError
+from store.run import Run
 
 TIMES = 5 if FULL else 1
 

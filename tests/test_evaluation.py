@@ -13,10 +13,10 @@ from conftest import write_image_folder
 from in_process import LOAD, build, main, only_run
 from PIL import Image
 
-import evaluation
-from evaluation import class_probabilities, find_run, read_picture, table
+from lab import evaluation
+from lab.evaluation import class_probabilities, find_run, read_picture, table
 from load_data import load_cifar_4d, normalize
-from runs import UserError
+from store.files import UserError
 
 NETWORKS = ("mlp", "cnn")
 

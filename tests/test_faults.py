@@ -26,11 +26,12 @@ from conftest import write_image_folder
 from faults import FULL, Case, Child, Operations, Undisturbed, at, case, count, die, moments, outcome
 from in_process import main, only_run, random_data, settings_of, trainer_of
 
-import experiment
-import runs
-from experiment import as_bytes, identity, take_up
+from lab import experiment
+from lab.experiment import as_bytes, identity, take_up
 from load_data import load_cifar_2d
-from runs import Run, UserError, intact, lock, write_file
+from store import files
+from store.files import UserError, lock, write_file
+from store.run import Run, intact
 
 
 @pytest.fixture(scope="session")
@@ -620,7 +621,7 @@ def test_the_second_process_says_who_holds_the_run_and_takes_over_when_it_dies(u
     assert outcome(wanted.folder(place)) == undisturbed(wanted)[0]
 
 
-@pytest.mark.parametrize("number", sorted(runs.NO_LOCKS))
+@pytest.mark.parametrize("number", sorted(files.NO_LOCKS))
 def test_a_file_system_without_locks_is_noticed(number, undisturbed, tmp_path, monkeypatch, capsys):
     def no_locks(*_):
         raise OSError(number, os.strerror(number))
@@ -680,7 +681,7 @@ def test_a_lock_file_that_was_replaced_after_it_was_opened_is_not_held(tmp_path,
 
     monkeypatch.setattr(fcntl, "flock", late)
     with lock(path) as file:
-        assert runs.is_same(file, path)
+        assert files.is_same(file, path)
 
 
 # The same numbers again

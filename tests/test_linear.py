@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from comparison import Operators, assert_same, normal, randomized, step
 from torch import nn
 
-import linear
-from linear import Linear
+from fast import linear
+from fast.linear import Linear
 
 
 @pytest.fixture(params=[True, False], ids=["oneDNN", "MKL"], autouse=True)

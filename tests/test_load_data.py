@@ -25,8 +25,8 @@ from PIL import Image
 
 import load_data
 from load_data import load_cifar_2d, load_cifar_4d, normalize
-from runs import UserError
-from synthetic import shapes as synthetic_shapes
+from store.files import UserError
+from store.synthetic import shapes as synthetic_shapes
 
 PROCESS = f"""
 import sys

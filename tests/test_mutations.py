@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 import pytest
 
-import linear
+from fast import linear
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = ["layers.py", "fused.py", "linear.py", "mlp/model.py", "cnn/model.py", "pyproject.toml", "tests/conftest.py",
+SOURCES = ["fast", "layers", "mlp", "cnn", "pyproject.toml", "tests/conftest.py",
            "tests/comparison.py", "tests/test_layers.py", "tests/test_dropout.py", "tests/test_networks.py",
            "tests/test_linear.py"]
 
@@ -27,92 +27,94 @@ class Mutation(NamedTuple):
 
 MUTATIONS = {
     "biased running variance": Mutation(
-        "layers.py", {"variance * (n / (n - 1))": "variance"},
+        "layers/__init__.py", {"variance * (n / (n - 1))": "variance"},
         "tests/test_layers.py::test_training_and_evaluation_on_each_device"),
     "unbiased variance normalizes": Mutation(
-        "layers.py", {"variance = d.square().mean(dims, keepdim=True)": "variance = d.var(dims, keepdim=True)"},
+        "layers/__init__.py",
+        {"variance = d.square().mean(dims, keepdim=True)": "variance = d.var(dims, keepdim=True)"},
         "tests/test_layers.py::test_normalize_is_its_definition"),
     "momentum the wrong way round": Mutation(
-        "layers.py", {"self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)":
+        "layers/__init__.py", {"self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)":
                       "self.running_mean.lerp_(mean.to(self.running_mean.dtype), 1 - momentum)"},
         "tests/test_layers.py::test_training_and_evaluation_on_each_device"),
     "cumulative average forgets its count": Mutation(
-        "layers.py", {"1 / float(self.num_batches_tracked)": "0.1"},
+        "layers/__init__.py", {"1 / float(self.num_batches_tracked)": "0.1"},
         "tests/test_layers.py::test_training_and_evaluation_on_each_device"),
     "statistics carry gradient into the buffers": Mutation(
-        "layers.py", {"    @torch.no_grad()\n    def track": "    def track",
+        "layers/__init__.py", {"    @torch.no_grad()\n    def track": "    def track",
                       "        ctx.mark_non_differentiable(mean, variance)\n": ""},
         "tests/test_layers.py::test_running_statistics_are_no_part_of_the_graph"),
     "statistics are constants to the derivative": Mutation(
-        "layers.py", {"        dx = torch.addcmul(": "        dx = 0 * torch.addcmul("},
+        "layers/__init__.py", {"        dx = torch.addcmul(": "        dx = 0 * torch.addcmul("},
         "tests/test_layers.py::test_first_and_second_derivatives"),
     "statistics are constants to the second derivative": Mutation(
-        "layers.py", {"return mean.flatten(), (x - mean)": "return mean.flatten().detach(), (x - mean)"},
+        "layers/__init__.py", {"return mean.flatten(), (x - mean)": "return mean.flatten().detach(), (x - mean)"},
         "tests/test_layers.py::test_gradient_of_a_gradient_as_pytorch"),
     "variance as E[x^2] - E[x]^2": Mutation(
-        "layers.py", {"variance = d.square().mean(dims, keepdim=True)":
+        "layers/__init__.py", {"variance = d.square().mean(dims, keepdim=True)":
                       "variance = wide.square().mean(dims, keepdim=True) - mean.square()"},
         "tests/test_layers.py::test_far_from_zero_as_accurate_as_pytorch"),
     "rounded mean": Mutation(
-        "layers.py", {"        mean += error\n        d -= error\n": ""},
+        "layers/__init__.py", {"        mean += error\n        d -= error\n": ""},
         "tests/test_layers.py::test_far_from_zero_as_accurate_as_pytorch"),
     "variance as E[x^2] - E[x]^2 in the fused block": Mutation(
-        "fused.py", {"        sums = ShiftedSums(x)\n": "        sums = ShiftedSums(x)\n        sums.shift.zero_()\n"},
+        "fast/blocks.py",
+        {"        sums = ShiftedSums(x)\n": "        sums = ShiftedSums(x)\n        sums.shift.zero_()\n"},
         "tests/test_networks.py::test_fused_block_as_accurate_as_pytorch"),
     "evaluation uses the batch's statistics": Mutation(
-        "layers.py", {"return self.training or self.running_mean is None": "return True"},
+        "layers/__init__.py", {"return self.training or self.running_mean is None": "return True"},
         "tests/test_layers.py::test_evaluation_depends_on_no_other_sample"),
     "one value per channel is let through": Mutation(
-        "layers.py", {"x.numel() == x.size(1):": "False:"},
+        "layers/__init__.py", {"x.numel() == x.size(1):": "False:"},
         "tests/test_layers.py::test_same_errors"),
     "mask scaled by p": Mutation(
-        "layers.py", {"kept(x, p, shape).div_(1 - p)": "kept(x, p, shape).div_(p)"},
+        "layers/__init__.py", {"kept(x, p, shape).div_(1 - p)": "kept(x, p, shape).div_(p)"},
         "tests/test_dropout.py::test_dropout_keeps_shape_and_dtype"),
     "mask not scaled": Mutation(
-        "layers.py", {"kept(x, p, shape).div_(1 - p)": "kept(x, p, shape)"},
+        "layers/__init__.py", {"kept(x, p, shape).div_(1 - p)": "kept(x, p, shape)"},
         "tests/test_dropout.py::test_dropout_keeps_shape_and_dtype"),
     "p is the probability to keep": Mutation(
-        "layers.py", {"round((1 - p) * 65536)": "round(p * 65536)"},
+        "layers/__init__.py", {"round((1 - p) * 65536)": "round(p * 65536)"},
         "tests/test_dropout.py::test_dropout_drops_each_value_by_itself"),
     "neighbours share a random number": Mutation(
-        "layers.py", {"bits = bits.as_strided(mask.shape, mask.stride())":
+        "layers/__init__.py", {"bits = bits.as_strided(mask.shape, mask.stride())":
                       "bits = bits.repeat_interleave(2).as_strided(mask.shape, mask.stride())"},
         "tests/test_dropout.py::test_dropout_drops_each_value_by_itself"),
     "Dropout2d drops single values": Mutation(
-        "layers.py", {"return torch.Size([*x.shape[:2], *[1] * (x.dim() - 2)])": "return x.shape"},
+        "layers/__init__.py", {"return torch.Size([*x.shape[:2], *[1] * (x.dim() - 2)])": "return x.shape"},
         "tests/test_dropout.py::test_dropout2d_drops_whole_maps"),
     "Dropout2d drops the same maps of all samples": Mutation(
-        "layers.py", {"return torch.Size([*x.shape[:2], *": "return torch.Size([1, x.shape[1], *"},
+        "layers/__init__.py", {"return torch.Size([*x.shape[:2], *": "return torch.Size([1, x.shape[1], *"},
         "tests/test_dropout.py::test_dropout2d_drops_whole_maps"),
     "Dropout drops in evaluation": Mutation(
-        "layers.py", {"        if not self.training:\n            return x\n": ""},
+        "layers/__init__.py", {"        if not self.training:\n            return x\n": ""},
         "tests/test_dropout.py::test_dropout_at_the_limits_and_in_evaluation"),
     "fused backward without the statistics' part": Mutation(
-        "fused.py", {"out.copy_(result.addcmul_(part, c).add_(d))": "out.copy_(result)"},
+        "fast/blocks.py", {"out.copy_(result.addcmul_(part, c).add_(d))": "out.copy_(result)"},
         "tests/test_networks.py::test_block_in_single_precision"),
     "fused block takes negative weights for positive": Mutation(
-        "fused.py", {"if weight is None or weight.min().item() >= 0": "if True"},
+        "fast/blocks.py", {"if weight is None or weight.min().item() >= 0": "if True"},
         "tests/test_networks.py::test_block_in_single_precision"),
     "fused block forgets the scale of the mask in its derivative": Mutation(
-        "fused.py", {"ctx.factor, ctx.eps = factor, eps": "ctx.factor, ctx.eps = 1.0, eps"},
+        "fast/blocks.py", {"ctx.factor, ctx.eps = factor, eps": "ctx.factor, ctx.eps = 1.0, eps"},
         "tests/test_networks.py::test_block_in_single_precision"),
     "fused block lets windows live that keep no value": Mutation(
-        "fused.py", {"relu_()).mul_(some)": "relu_())"},
+        "fast/blocks.py", {"relu_()).mul_(some)": "relu_())"},
         "tests/test_networks.py::test_a_weight_of_zero"),
     "fused block drops the values that Dropout keeps": Mutation(
-        "fused.py", {"kept(x, p, x.shape)": "kept(x, 1 - p, x.shape)"},
+        "fast/blocks.py", {"kept(x, p, x.shape)": "kept(x, 1 - p, x.shape)"},
         "tests/test_networks.py::test_the_fused_block_drops_at_the_rate_of_its_dropout"),
     "fused block forgets dropout when the statistics stand still": Mutation(
-        "fused.py", {"return y if dropout is None else dropout(y)": "return y"},
+        "fast/blocks.py", {"return y if dropout is None else dropout(y)": "return y"},
         "tests/test_networks.py::test_dropout_while_the_statistics_stand_still"),
     "oneDNN reads a bias that is not dense": Mutation(
-        "linear.py", {"bias.contiguous()": "bias"},
+        "fast/linear.py", {"bias.contiguous()": "bias"},
         "tests/test_linear.py::test_inputs_that_do_not_lie_densely"),
     "oneDNN's gradient of the weight is that of another batch": Mutation(
-        "linear.py", {"linear(g.t(), x.t())": "linear(g.t(), x.flip(0).t())"},
+        "fast/linear.py", {"linear(g.t(), x.t())": "linear(g.t(), x.flip(0).t())"},
         "tests/test_linear.py::test_same_as_pytorch"),
     "oneDNN takes float32 where autocast wants half precision": Mutation(
-        "linear.py", {'torch.is_autocast_enabled("cpu") or ': ""},
+        "fast/linear.py", {'torch.is_autocast_enabled("cpu") or ': ""},
         "tests/test_linear.py::test_autocast"),
 }
 
@@ -154,7 +156,10 @@ def run_tests():
 def copied(folder: Path) -> Path:
     for source in SOURCES:
         (folder / source).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / source, folder / source)
+        if (ROOT / source).is_dir():
+            shutil.copytree(ROOT / source, folder / source, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / source, folder / source)
     return folder
 
 
@@ -166,7 +171,7 @@ def test_unbroken_layers_pass(run_tests, tmp_path):
 
 @pytest.mark.parametrize("mutation", MUTATIONS.values(), ids=[name.replace(" ", "-") for name in MUTATIONS])
 def test_broken_layers_are_noticed(mutation, run_tests, tmp_path):
-    if mutation.file == "linear.py" and not linear.ONEDNN:
+    if mutation.file == "fast/linear.py" and not linear.ONEDNN:
         pytest.skip("this PyTorch lacks oneDNN's operator")
     file = copied(tmp_path) / mutation.file
     text = file.read_text()

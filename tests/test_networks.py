@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 
-import fused
 from cnn.model import CNN, BatchNorm2d
-from fused import NormReluPool
+from fast import blocks as fused
+from fast.blocks import NormReluPool
 from layers import Dropout, Dropout2d, Normalize, batch_statistics, kept
 from mlp.model import MLP, BatchNorm1d
 
@@ -238,7 +238,9 @@ def test_uses_are_found(source):
     assert uses_of_torchs_own(source)
 
 
-@pytest.mark.parametrize("file", ["layers.py", "fused.py", "linear.py", "mlp/model.py", "cnn/model.py", "training.py"])
+@pytest.mark.parametrize("file", [
+    *(str(path.relative_to(ROOT)) for folder in ("layers", "fast") for path in (ROOT / folder).glob("**/*.py")),
+    "mlp/model.py", "cnn/model.py", "training.py"])
 def test_source_uses_none_of_torchs_own(file):
     assert not uses_of_torchs_own((ROOT / file).read_text())
 
@@ -268,8 +270,8 @@ class Block(nn.Module):
         if self.way == "definition":
             x = F.relu(self.norm(x))
             return F.max_pool2d(x if self.dropout is None else self.dropout(x), 2)
-        with (mock.patch("fused.kept", OnceForAll(x)) if self.way == "fused"
-              else mock.patch("fused.applies", return_value=False)):
+        with (mock.patch("fast.blocks.kept", OnceForAll(x)) if self.way == "fused"
+              else mock.patch("fast.blocks.applies", return_value=False)):
             return CNN.norm_relu_dropout_pool(self, x, self.norm)
 
 
@@ -309,7 +311,7 @@ def test_fused_block_is_its_definition(n, c, h, w, affine, tracking, kind, p, ch
     norm = randomized(BatchNorm2d(c, affine=affine, track_running_stats=tracking, dtype=torch.float64), seed)
     dropout = None if p is None else kind(p)
     assert fused.applies(x, norm, dropout)
-    with mock.patch("fused.SLICE_VALUES", slice_values):
+    with mock.patch("fast.blocks.SLICE_VALUES", slice_values):
         assert_ways_agree(norm, dropout, x)
 
 
@@ -379,7 +381,7 @@ def test_fused_block_as_accurate_as_pytorch(dtype, offset, slice_values, dropout
     theirs.load_state_dict(norm.state_dict())
     x = (normal((32, 4, 13, 13)) + offset).to(dtype).contiguous(memory_format=torch.channels_last)
     truth = Block(copy.deepcopy(theirs), dropout, "definition")
-    with mock.patch("fused.SLICE_VALUES", slice_values):
+    with mock.patch("fast.blocks.SLICE_VALUES", slice_values):
         assert_as_accurate(Block(norm, dropout, "fused"), Block(theirs, dropout, "definition"), truth, x)
 
 
@@ -388,7 +390,7 @@ def test_fused_block_as_accurate_as_pytorch(dtype, offset, slice_values, dropout
 def test_statistics_of_half_precision_far_from_zero(dtype, slice_values):
     x = (normal((128, 3, 6, 6)) + 1000).to(dtype)
     expected = [each.float() for each in batch_statistics(x.double())]
-    with mock.patch("fused.SLICE_VALUES", slice_values):
+    with mock.patch("fast.blocks.SLICE_VALUES", slice_values):
         for _, *found in (Normalize.apply(x, None, None, 1e-5), NormReluPool.apply(x, None, None, 0.0, True, 1e-5)):
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=0)
 

@@ -17,9 +17,9 @@ import pytest
 from conftest import ROOT, run_main
 from matplotlib.figure import Figure
 
-import report
-from figures import catalogue, draw_all
-from findings import (
+from report import text as report
+from report.figures import catalogue, draw_all
+from report.findings import (
     AT_LEAST_SAME,
     FAILS,
     HOLDS,
@@ -32,8 +32,19 @@ from findings import (
     findings,
     t_quantile,
 )
-from runs import COLUMNS, Run
-from studies import STUDIES, Record, Source, View, collect, read_results, read_runs, read_source, summary, write_theory
+from report.studies import (
+    STUDIES,
+    Record,
+    Source,
+    View,
+    collect,
+    read_results,
+    read_runs,
+    read_source,
+    summary,
+    write_theory,
+)
+from store.run import COLUMNS, Run
 
 PLOT = ROOT / "plot.py"
 CURVES = [f"{name}_{split}_{quantity}.png" for name, splits in {
@@ -490,10 +501,11 @@ def test_a_changed_number_shows():
 
 
 def test_code_is_quoted_as_it_is():
-    quoted = report.quote("layers.py", "Dropout.forward")
+    quoted = report.quote("layers/__init__.py", "Dropout.forward")
     assert "if not self.training:" in quoted
     line = int(re.search(r"line (\d+)", quoted)[1])
-    assert (ROOT / "layers.py").read_text().splitlines()[line - 1].strip().startswith("def forward(self, x: Tensor)")
+    lines = (ROOT / "layers/__init__.py").read_text().splitlines()
+    assert lines[line - 1].strip().startswith("def forward(self, x: Tensor)")
 
 
 # theory.py
@@ -504,7 +516,7 @@ def test_bagging_is_an_identity_on_the_same_images():
 
     from load_data import Data, Split
     from mlp.model import MLP
-    from theory import bagging
+    from report.theory import bagging
 
     torch.manual_seed(0)
     split = Split(torch.randint(0, 256, (60, 3072), dtype=torch.uint8), torch.arange(60) % 10)

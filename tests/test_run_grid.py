@@ -17,8 +17,8 @@ import pytest
 from conftest import ROOT
 from grid import call, differences, epochs_per_run, kill_worker, processes, start, wait_until, workers
 
-import status
-from runs import Run
+from lab import status
+from store.run import Run
 
 STUDIES = {"mlp": 60, "cnn": 60, "ablation": 8, "dropout_type": 10, "drop_rate": 5, "batch_size": 4}
 RUNS, EPOCHS = 4, 10
@@ -106,7 +106,7 @@ def write_rows(folder: Path, epochs: int, seconds: float, accuracy: float = 0.5)
 HOLDER = """
 import sys, time
 from pathlib import Path
-from runs import Run
+from store.run import Run
 with Run(Path(sys.argv[1])).hold():
     print("held", flush=True)
     time.sleep(60)

@@ -17,7 +17,7 @@ import pytest
 from conftest import ROOT
 from grid import MARK, processes, wait_until
 
-from runs import Run
+from store.run import Run
 
 TOOLS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "squeue", "scancel", "sinfo")
 MISSING = [tool for tool in TOOLS if not shutil.which(tool, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")]

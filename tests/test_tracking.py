@@ -12,9 +12,9 @@ import pytest
 from conftest import ROOT, run_main
 from in_process import main, only_run, untimed
 
-import tracking
-from runs import Run
-from tracking import CURVES, FINAL
+from lab import tracking
+from lab.tracking import CURVES, FINAL
+from store.run import Run
 
 EVENTS = "events.out.tfevents.*"
 

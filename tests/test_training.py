@@ -18,14 +18,15 @@ from conftest import ROOT, run_main
 from in_process import DEFAULTS, main, only_run, random_data, settings_of, trainer_of, untimed
 from torch import nn
 
-import linear
 import training
-from experiment import gains_from_company, teams
-from linear import Linear
+from fast import linear
+from fast.linear import Linear
+from fast.side_by_side import Linears, Team
+from lab.experiment import gains_from_company, teams
+from lab.options import parse_command_line
 from load_data import Split, load_cifar_2d, normalize
-from options import Settings, parse_command_line
-from runs import COLUMNS, Run
-from side_by_side import Linears, Team
+from store.run import COLUMNS, Run
+from store.settings import Settings
 from training import (
     EVALUATION_BATCH,
     FLAT_EVALUATION_BATCH,
@@ -260,7 +261,10 @@ def test_linear_layers_computed_as_one_are_those_computed_alone(batch_size, coun
     alone = [layer(x) for layer in layers]
     together = Linears.apply(x, *(layer.weight for layer in layers), *(layer.bias for layer in layers))
     for one, other in zip([*alone, *gradients_of(alone)], [*together, *gradients_of(together)], strict=True):
-        assert torch.equal(one, other)
+        if avx512:
+            assert torch.equal(one, other)
+        else:  # MKL sums a column as it likes: on some processors otherwise in company
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
         assert one.is_contiguous() == other.is_contiguous()
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from studies import BASES, DROP_RATES, Curve, View
+from report.studies import BASES, DROP_RATES, Curve, View
 
 HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided"
 MARGIN = 0.01  # accuracies that differ by less are about the same

@@ -13,11 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from figures import SPLITS
-from findings import FAILS, HOLDS, MARGIN, UNDECIDED, Finding, findings, gap, over, rise
-from options import ROOT
-from runs import make_folder, write_file
-from studies import BASES, EPOCHS, NETWORKS, SWEEP, Curve, Source, View, data_name, summary
+from report.figures import SPLITS
+from report.findings import FAILS, HOLDS, MARGIN, UNDECIDED, Finding, findings, gap, over, rise
+from report.studies import BASES, EPOCHS, NETWORKS, SWEEP, Curve, Source, View, data_name, summary
+from store.files import ROOT, make_folder, write_file
 
 COLUMNS = {"train_acc": "training accuracy, last epoch", "val_acc": "best validation accuracy",
            "val_loss": "lowest validation loss", "test_acc": "test accuracy", "test_loss": "test loss",
@@ -107,7 +106,7 @@ def blocks(views: dict[str, View], source: Source) -> dict[str, str]:
              "statistics": theory(source, "statistics", batch_statistics),
              "confusion": confusion(source.theory.get("cnn", {}).get("confusion"))}
     parts |= {name: study(views[name], found) for name in CLAIMS}
-    return parts | {name: quote("layers.py", name) for name in CODE}
+    return parts | {name: quote("layers/__init__.py", name) for name in CODE}
 
 
 def quote(file: str, name: str) -> str:

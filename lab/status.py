@@ -18,7 +18,9 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from runs import Run
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from store.run import Run
 
 STATES = ("finished", "running", "interrupted", "failed", "missing")
 ENDED = {"finished", "failed"}

@@ -20,11 +20,12 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from fast.side_by_side import Team
+from lab.tracking import Tracking, chosen_tools
 from load_data import Data
-from options import Settings
-from runs import COLUMNS, Run, UserError, is_number, one_line
-from side_by_side import Team
-from tracking import Tracking, chosen_tools
+from store.files import UserError, is_number, one_line
+from store.run import COLUMNS, Run
+from store.settings import Settings
 from training import Diverged, Trainer, on_device
 
 SIDE_BY_SIDE = 8  # small MLPs at once: enough to gain from it, few enough for several workers
@@ -43,7 +44,7 @@ def run_experiment(options, build: Callable[[Settings, int], nn.Module],
         device = choose_device(options.device)
         keep_freed_memory()
         if options.evaluate is not None:
-            from evaluation import evaluate_run
+            from lab.evaluation import evaluate_run
 
             return evaluate_run(options, build, load, device)
         data = load(options.data_dir, options.synthetic)

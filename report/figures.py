@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 from PIL import Image
 
-from runs import make_folder, write_file
-from studies import DROP_RATES, LEARNING_RATES, NETWORKS, SWEEP, Source, View
+from report.studies import DROP_RATES, LEARNING_RATES, NETWORKS, SWEEP, Source, View
+from store.files import make_folder, write_file
 
 matplotlib.rcParams.update({
     "font.size": 9, "axes.titlesize": 10.5, "axes.titleweight": "bold", "axes.titlelocation": "left",

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
-from linear import linear
+from fast.linear import linear
 from training import Trainer
 
 

@@ -24,8 +24,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from load_data import DATA_DIR, Data, Split, normalize
-from options import Settings
-from runs import MAX_CHECKPOINT, Run, UserError, intact, one_line, read_file, write_file, write_json
+from store.files import MAX_CHECKPOINT, UserError, one_line, read_file, write_file, write_json
+from store.run import Run, intact
+from store.settings import Settings
 from training import EVALUATION_BATCH, Trainer, on_device
 
 WIDTH = 100  # columns of the table

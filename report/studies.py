@@ -20,8 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
-from options import ROOT
-from runs import COLUMNS, Run, UserError, as_csv, make_folder, metrics_row, read_json, write_file
+from store.files import ROOT, UserError, as_csv, make_folder, read_json, write_file
+from store.run import COLUMNS, Run, metrics_row
 
 RESULTS = ROOT / "results"
 NETWORKS = ("mlp", "cnn")

@@ -1,0 +1,1 @@
+"""What the commands do: command line, experiment, status, evaluation, tracking, first look."""

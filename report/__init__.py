@@ -1,0 +1,1 @@
+"""From finished runs to the report: results, studies, findings, figures, text, theory."""
