@@ -13,7 +13,6 @@
 import dataclasses
 import io
 import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 
 from load_data import DATA_DIR, Data, Split, normalize
 from store.files import MAX_CHECKPOINT, UserError, one_line, read_file, write_file, write_json
+from store.pictures import read_picture
 from store.run import Run, intact
 from store.settings import Settings
 from training import EVALUATION_BATCH, Trainer, on_device
@@ -299,54 +299,3 @@ def predict(trained: Trained, paths: list[Path], build: Build) -> None:
 def class_probabilities(network: nn.Module, pictures: Tensor) -> Tensor:
     """Softmax of the network's answers to `pictures`, uint8, in float64."""
     return torch.cat([network(normalize(part).double()).softmax(1) for part in pictures.split(EVALUATION_BATCH)])
-
-
-def read_picture(path: Path) -> np.ndarray:
-    """A picture of any size as 3 x 32 x 32 bytes: its central square, scaled to 32 x 32 with antialiasing.
-
-    Turned upright as its camera noted; what is transparent shows a grey of 128, which the networks see as zero.
-    Refuses what is larger than Pillow's limit against decompression bombs, 89 million pixels, which take up to 1 GB.
-    A large JPEG is decoded at a fraction of its size, in a moment.
-    """
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    Image.init()
-    formats = [name for name in Image.OPEN if name != "EPS"]  # for EPS Pillow would run Ghostscript
-    try:
-        if not path.is_file():  # a pipe would never end
-            raise FileNotFoundError(0, "there is no such file")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=formats) as image:
-                image.draft(None, (256, 256))
-                small = ImageOps.exif_transpose(square(eight_bits(image)).convert("RGBA"))
-                grey = Image.new("RGBA", small.size, (128, 128, 128, 255))
-                return np.asarray(Image.alpha_composite(grey, small).convert("RGB")).transpose(2, 0, 1)
-    except UnidentifiedImageError as error:
-        raise UserError(f"argument --predict: {path} cannot be read as a picture (it is in no format that is "
-                        "known here)") from error
-    except Exception as error:  # decoders raise many kinds on damaged bytes; each one means unreadable
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise UserError(f"argument --predict: {path} cannot be read as a picture ({reason})") from error
-
-
-def eight_bits(image):
-    """The picture as RGB or RGBA. Pillow cuts 16-bit values off at 255, so they are scaled first."""
-    from PIL import Image
-
-    if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
-    if image.mode == "F":
-        image = image.convert("L")
-    mode = "RGBA" if image.has_transparency_data else "RGB"
-    return image if image.mode == mode else image.convert(mode)  # which would copy it
-
-
-def square(image):
-    """The central square, 32 x 32. Cut and scaled in one, so that a very long picture takes no more memory."""
-    from PIL import Image
-
-    side = min(image.size)
-    left, top = ((length - side) // 2 for length in image.size)
-    return image.resize((32, 32), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))

@@ -23,7 +23,8 @@ from in_process import DEFAULTS, main, only_run, random_data, settings_of, train
 
 from lab.experiment import as_bytes, identity, print_table, refuse_impossible, take_up
 from lab.options import parse_command_line
-from load_data import CACHE, load_cifar_4d
+from load_data import load_cifar_4d
+from store.cache import CACHE
 from store.files import UserError
 from store.run import Run
 

@@ -500,10 +500,10 @@ def test_a_picture_that_cannot_be_read_is_named_and_nothing_created(fault, tmp_p
     if fault == "unreadable":
         picture.write_bytes(b"no picture")
     elif fault == "vanished":
-        import load_data
+        from store import image_folder
 
-        decode_all = load_data._decode_all
-        monkeypatch.setattr(load_data, "_decode_all", lambda *all: (picture.unlink(), decode_all(*all))[1])
+        decode = image_folder._decode
+        monkeypatch.setattr(image_folder, "_decode", lambda *all: (picture.unlink(), decode(*all))[1])
     else:
         shutil.rmtree(images / "test")
     assert main("mlp", "--data_dir", images, "--runs_dir", tmp_path / "runs") == 2

@@ -25,7 +25,13 @@ from PIL import Image
 
 import load_data
 from load_data import load_cifar_2d, load_cifar_4d, normalize
+from store import cache
+from store import official as official_files
+from store.cache import CACHE, LOCK
 from store.files import UserError
+from store.image_folder import find_pictures
+from store.official import BATCHES, STAGING
+from store.pictures import read_small_picture
 from store.synthetic import shapes as synthetic_shapes
 
 PROCESS = f"""
@@ -121,7 +127,7 @@ def test_a_fifth_of_a_fixed_permutation_validates(folder):
     data = load_cifar_4d(folder)
     assert [len(split.labels) for split in data[:3]] == [48, 12, 12]
     assert len(set(data.val.labels.tolist())) == 3, "the order on disk is by class: the last fifth would be one"
-    (folder / load_data.CACHE).unlink()
+    (folder / CACHE).unlink()
     same(data, load_cifar_4d(folder))
 
 
@@ -158,9 +164,9 @@ def test_a_damaged_folder_is_refused_in_one_line(folder, damage, words):
 
 
 def test_a_picture_that_vanishes_is_named(folder, monkeypatch):
-    sources = load_data._sources(folder)
+    files = find_pictures(folder)
     (folder / "train" / "cat" / "07.png").unlink()
-    monkeypatch.setattr(load_data, "_sources", lambda _: sources)
+    monkeypatch.setattr(cache, "find_pictures", lambda _: files)
     assert "train/cat/07.png: No such file" in refusal(folder)
 
 
@@ -178,7 +184,7 @@ def test_bytes_flipped_in_pictures_never_give_a_traceback(folder):
             path.write_bytes(data[:rng.choice((len(data), rng.randrange(len(data))))])
             with warnings.catch_warnings(), contextlib.suppress(UserError):
                 warnings.simplefilter("ignore")
-                assert load_data._decode(path).shape == (3, 32, 32)
+                assert read_small_picture(path).shape == (3, 32, 32)
 
 
 def test_a_picture_of_gigabytes_is_refused_by_its_header(folder):
@@ -221,7 +227,7 @@ def test_a_link_to_a_file_within_the_folder_is_followed_but_folders_cannot_go_in
     assert "circle is a link" in refusal(folder)
 
 
-@pytest.mark.parametrize("name", [load_data.CACHE, f".{load_data.CACHE}.tmp", load_data.LOCK, load_data.STAGING])
+@pytest.mark.parametrize("name", [CACHE, f".{CACHE}.tmp", LOCK, STAGING])
 def test_nothing_is_written_through_a_link_in_the_folder(folder, tmp_path, name):
     victim = tmp_path / "victim"
     victim.write_text("mine")
@@ -256,13 +262,13 @@ def test_a_changed_folder_is_noticed(folder, change, capsys):
     capsys.readouterr()
     changed = load_cifar_4d(folder)
     assert "decoding" in capsys.readouterr().err
-    (folder / load_data.CACHE).unlink()
+    (folder / CACHE).unlink()
     same(changed, load_cifar_4d(folder))
 
 
 def test_a_damaged_cache_is_made_anew(folder, capsys):
     first = load_cifar_4d(folder)
-    path = folder / load_data.CACHE
+    path = folder / CACHE
     whole = path.read_bytes()
     rng = random.Random(0)
     damaged = [b"", b"{}\n", b"[" * 10**5, whole[:-1], whole + b"x", whole[:100], pickle.dumps(os.getcwd)]
@@ -278,8 +284,8 @@ def test_a_damaged_cache_is_made_anew(folder, capsys):
 
 
 def test_a_folder_that_takes_no_files_is_read_without_a_cache(folder, capsys):
-    (folder / load_data.CACHE).mkdir()  # neither can be written: as in a read-only folder, but for root too
-    (folder / load_data.LOCK).mkdir()
+    (folder / CACHE).mkdir()  # neither can be written: as in a read-only folder, but for root too
+    (folder / LOCK).mkdir()
     load_cifar_4d(folder)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2 and "not kept" in lines[1]
@@ -302,7 +308,7 @@ def official(monkeypatch, tmp_path):
     from torchvision.datasets import CIFAR10
 
     source = tmp_path / "source"
-    batches = source / load_data.BATCHES
+    batches = source / BATCHES
     batches.mkdir(parents=True)
     rng = np.random.RandomState(0)
 
@@ -331,7 +337,7 @@ def pack(monkeypatch, archive, batches, *extra):
     from torchvision.datasets import CIFAR10
 
     with tarfile.open(archive, "w:gz") as file:
-        file.add(batches, load_data.BATCHES)
+        file.add(batches, BATCHES)
         for member, data in extra:
             member.size = len(data)
             file.addfile(member, io.BytesIO(data))
@@ -341,7 +347,7 @@ def pack(monkeypatch, archive, batches, *extra):
 def test_of_the_official_files_the_last_fifth_validates(official):
     data = load_cifar_4d(official)
     assert data.source == "official" and data.classes == ("ant", "cat", "dog")
-    paths = [official / load_data.BATCHES / f"data_batch_{i}" for i in range(1, 6)]
+    paths = [official / BATCHES / f"data_batch_{i}" for i in range(1, 6)]
     batches = [pickle.loads(path.read_bytes()) for path in paths]
     assert np.array_equal(data.train.images.flatten(1), np.concatenate([batch["data"] for batch in batches[:4]]))
     assert np.array_equal(data.val.images.flatten(1), batches[4]["data"])
@@ -363,7 +369,7 @@ def test_a_pickle_in_the_place_of_a_batch_never_runs(official, tmp_path):
 
     load_cifar_4d(official)
     for name in ("data_batch_1", "test_batch", "batches.meta"):
-        path = official / load_data.BATCHES / name
+        path = official / BATCHES / name
         whole = path.read_bytes()
         path.write_bytes(pickle.dumps(Bomb(), protocol=2))
         assert f"{path} is missing or not the official file" in refusal(official)
@@ -377,7 +383,7 @@ def test_an_archive_in_place_is_unpacked(official, tmp_path):
     (tmp_path / "data").mkdir()
     shutil.copy(official / "cifar-10-python.tar.gz", tmp_path / "data")
     same(load_cifar_4d(official), load_cifar_4d(tmp_path / "data"))
-    assert not (tmp_path / "data" / load_data.STAGING).exists()
+    assert not (tmp_path / "data" / STAGING).exists()
 
 
 def test_an_archive_with_another_sum_is_refused_and_kept(official, tmp_path):
@@ -385,7 +391,7 @@ def test_an_archive_with_another_sum_is_refused_and_kept(official, tmp_path):
     archive.parent.mkdir()
     archive.write_bytes(b"mine")
     assert f"{archive} is not the official archive" in refusal(tmp_path / "data")
-    assert archive.read_bytes() == b"mine" and not (archive.parent / load_data.BATCHES).exists()
+    assert archive.read_bytes() == b"mine" and not (archive.parent / BATCHES).exists()
 
 
 def member(name, **fields):
@@ -397,23 +403,23 @@ def member(name, **fields):
 
 @pytest.mark.parametrize("extra", [
     [(member("../evil"), b"x")],
-    [(member(f"{load_data.BATCHES}/../../../evil"), b"x")],
+    [(member(f"{BATCHES}/../../../evil"), b"x")],
     [(member("door", type=tarfile.SYMTYPE, linkname="../.."), b""), (member("door/evil"), b"x")],
     [(member("door", type=tarfile.LNKTYPE, linkname="../../secret"), b"")],
     [(member("pipe", type=tarfile.FIFOTYPE), b"")],
-    [(member(f"{load_data.BATCHES}/data_batch_1", type=tarfile.SYMTYPE, linkname="../../../secret"), b"")],
-    [(member(f"{load_data.BATCHES}/more"), b"x")],
+    [(member(f"{BATCHES}/data_batch_1", type=tarfile.SYMTYPE, linkname="../../../secret"), b"")],
+    [(member(f"{BATCHES}/more"), b"x")],
 ])
 def test_of_an_archive_the_files_of_the_data_set_alone_are_written(official, tmp_path, monkeypatch, extra):
     data = tmp_path / "a" / "data"
     data.mkdir(parents=True)
     (tmp_path / "secret").write_text("mine")
-    pack(monkeypatch, data / "cifar-10-python.tar.gz", official / load_data.BATCHES, *extra)
+    pack(monkeypatch, data / "cifar-10-python.tar.gz", official / BATCHES, *extra)
     before = {path for path in tmp_path.rglob("*") if data not in path.parents}
     assert load_cifar_4d(data).fingerprint == load_cifar_4d(official).fingerprint
-    assert {path for path in tmp_path.rglob("*") if data not in path.parents} - before == {official / load_data.CACHE}
-    found = list((data / load_data.BATCHES).iterdir())
-    assert {path.name for path in found} == {path.name for path in (official / load_data.BATCHES).iterdir()}
+    assert {path for path in tmp_path.rglob("*") if data not in path.parents} - before == {official / CACHE}
+    found = list((data / BATCHES).iterdir())
+    assert {path.name for path in found} == {path.name for path in (official / BATCHES).iterdir()}
     assert not any(path.is_symlink() for path in found)
 
 
@@ -430,15 +436,15 @@ def test_an_archive_that_ends_early_is_refused(official, tmp_path, monkeypatch):
 
 
 def test_real_batches_are_refused_for_their_sums(real_batches, tmp_path):
-    (tmp_path / load_data.BATCHES).symlink_to(real_batches / load_data.BATCHES)
+    (tmp_path / BATCHES).symlink_to(real_batches / BATCHES)
     assert "data_batch_1 is missing or not the official file" in refusal(tmp_path)
 
 
 def test_real_batches_load_when_torchvision_is_given_their_sums(real_batches, tmp_path, monkeypatch):
     from torchvision.datasets import CIFAR10
 
-    batches = tmp_path / load_data.BATCHES
-    batches.symlink_to(real_batches / load_data.BATCHES)
+    batches = tmp_path / BATCHES
+    batches.symlink_to(real_batches / BATCHES)
     for attribute in ("train_list", "test_list"):
         sums = [[name, md5(batches / name)] for name, _ in getattr(CIFAR10, attribute)]
         monkeypatch.setattr(CIFAR10, attribute, sums)
@@ -489,10 +495,6 @@ def server(official, monkeypatch):
             self.wfile.write(archive[:None if way == "well" else 1000])
             while way == "stalled" and not stop.wait(60):
                 pass
-            while way == "dripping" and not stop.wait(0.05):
-                with contextlib.suppress(OSError):
-                    self.wfile.write(b"x")
-                    self.wfile.flush()
             return None
 
         def log_message(self, *args):
@@ -531,15 +533,13 @@ def test_the_archive_is_downloaded_once(server, official, tmp_path, capsys):
     assert len(requests) == asked
     assert "downloading" in (shown := capsys.readouterr().err) and "100%" in shown
     assert {p.name for p in (tmp_path / "new" / "data").iterdir()} == {
-        "cifar-10-python.tar.gz", load_data.BATCHES, load_data.CACHE}
+        "cifar-10-python.tar.gz", BATCHES, CACHE}
 
 
-@pytest.mark.parametrize("way, limit, reason", [
-    ("missing", 60.0, "404"), ("truncated", 60.0, ""), ("stalled", 60.0, "timed out"),
-    ("dripping", 1.0, "not finished after 1 s")])
-def test_a_failed_download_names_the_ways_out_and_leaves_nothing(server, tmp_path, monkeypatch, way, limit, reason):
-    monkeypatch.setattr(load_data, "STALL_LIMIT", 0.5)
-    monkeypatch.setattr(load_data, "DOWNLOAD_LIMIT", limit)
+@pytest.mark.parametrize("way, reason", [
+    ("missing", "404"), ("truncated", ""), ("stalled", "timed out")])
+def test_a_failed_download_names_the_ways_out_and_leaves_nothing(server, tmp_path, monkeypatch, way, reason):
+    monkeypatch.setattr(official_files, "STALL_LIMIT", 0.5)
     server(way)
     (tmp_path / "data").mkdir()
     start = time.perf_counter()
@@ -554,16 +554,16 @@ def test_a_failed_download_names_the_ways_out_and_leaves_nothing(server, tmp_pat
 
 def test_what_a_killed_download_left_is_no_hindrance(server, tmp_path):
     server("well")
-    staging = tmp_path / "data" / load_data.STAGING
+    staging = tmp_path / "data" / STAGING
     staging.mkdir(parents=True)
     (staging / "cifar-10-python.tar.gz").write_bytes(b"half")
-    (staging / load_data.BATCHES).write_bytes(b"in the way")
+    (staging / BATCHES).write_bytes(b"in the way")
     assert load_cifar_4d(tmp_path / "data").source == "official"
 
 
 def test_a_download_is_not_written_through_a_link(server, tmp_path):
     server("well")
-    staging = tmp_path / "data" / load_data.STAGING
+    staging = tmp_path / "data" / STAGING
     staging.mkdir(parents=True)
     (tmp_path / "victim").write_text("mine")
     (staging / "cifar-10-python.tar.gz").symlink_to(tmp_path / "victim")

@@ -1,0 +1,105 @@
+"""An image folder, train/<class>/... and test/<class>/..., as torchvision's ImageFolder reads it."""
+
+import os
+import sys
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from store.files import UserError
+from store.pictures import read_small_picture
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+MAX_FILE = 2**20  # bytes: far more than 32x32 pixels need; bounds what a hostile file unpacks to
+CHUNK = 1000  # pictures a thread decodes at a time
+
+
+def find_pictures(folder: Path) -> dict[str, dict[str, list]]:
+    """For "train" and "test" the files of each class: path below `folder`, size, time of change."""
+    return {split: _find_classes(folder, split) for split in ("train", "test")}
+
+
+def read_pictures(folder: Path, files: dict) -> tuple[np.ndarray, np.ndarray, int, list[str]]:
+    """Images, labels, the number of those to train, and class names."""
+    classes = _check_classes(folder, files)
+    train, test = ([(path, label) for label, name in enumerate(classes) for path, *_ in split[name]]
+                   for split in files.values())
+    if len(train) < 5:
+        raise UserError(f"{folder / 'train'} has fewer than 5 pictures; a fifth validates, "
+                        "so 5 are needed")
+    # The order on disk is by class. RandomState, because its numbers are the same in every numpy.
+    order = np.random.RandomState(0).permutation(len(train))
+    paths, labels = zip(*(train[i] for i in order), *test, strict=True)
+    return _decode(folder, paths), np.array(labels, np.int64), len(train), classes
+
+
+def refuse_link(path: Path) -> None:
+    if path.is_symlink():
+        raise UserError(f"{path} is a link, which may lead out of the data folder; "
+                        "put a copy in its place")
+
+
+def _find_classes(folder: Path, split: str) -> dict[str, list]:
+    if not (folder / split).is_dir():
+        raise UserError(f"{folder} has no folder {split}/; "
+                        "an image folder has both train/ and test/")
+    refuse_link(folder / split)
+    with os.scandir(folder / split) as entries:
+        classes = sorted(entry.name for entry in entries if entry.is_dir())
+    return {name: _walk(folder, f"{split}/{name}") for name in classes}
+
+
+def _walk(folder: Path, place: str) -> list[tuple[str, int, int]]:
+    """Path below `folder`, size and time of change of all pictures below `place`."""
+    root = os.path.realpath(folder)
+    found, places = [], [place]
+    while places:
+        place = places.pop()
+        refuse_link(folder / place)
+        with os.scandir(folder / place) as entries:
+            for entry in entries:
+                if entry.is_dir():
+                    places.append(f"{place}/{entry.name}")
+                elif entry.name.lower().endswith(EXTENSIONS):
+                    if (entry.is_symlink()
+                            and not os.path.realpath(entry.path).startswith(root + os.sep)):
+                        refuse_link(Path(entry.path))
+                    status = entry.stat()
+                    if not entry.is_file() or status.st_size > MAX_FILE:  # a pipe would never end
+                        raise UserError(f"{entry.path} is not a file of at most {MAX_FILE} bytes; "
+                                        "remove it")
+                    found.append((f"{place}/{entry.name}", status.st_size, status.st_mtime_ns))
+    return sorted(found)
+
+
+def _check_classes(folder: Path, files: dict) -> list[str]:
+    """The class names, which both splits must have, with pictures."""
+    odd = sorted(set(files["train"]) ^ set(files["test"]))
+    if odd:
+        raise UserError(f"the class {odd[0]} is in only one of train/ and test/ of {folder}; "
+                        "both need it")
+    if not files["train"]:
+        raise UserError(f"{folder / 'train'} has no class folders; "
+                        "put the pictures in train/<class>/")
+    for split, classes in files.items():
+        for name in classes:
+            if not classes[name]:
+                raise UserError(f"{folder / split / name} has no pictures "
+                                f"({' '.join(EXTENSIONS)}); add some")
+    return list(files["train"])
+
+
+def _decode(folder: Path, paths: tuple[str, ...]) -> np.ndarray:
+    print(f"decoding {len(paths)} pictures of {folder}, once", file=sys.stderr)
+    images = np.empty((len(paths), 3, 32, 32), np.uint8)
+
+    def decode_chunk(start: int) -> None:
+        for i in range(start, min(start + CHUNK, len(paths))):
+            images[i] = read_small_picture(folder / paths[i])
+
+    with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
+        warnings.simplefilter("ignore")  # Pillow's, on odd files; an unreadable one is an error
+        list(pool.map(decode_chunk, range(0, len(paths), CHUNK)))  # raises the first error
+    return images
