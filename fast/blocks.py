@@ -12,51 +12,37 @@ part that runs through mean and variance is added in the same pass.
 The mask of `Dropout2d` is one factor for a whole map. That of `Dropout` differs within a pooling window: there
 MaxPool takes the largest of the values that are kept, and the mask is 0 for a window that keeps none.
 
-What the blocks mean stands in cnn/model.py and layers.py; tests hold the two against each other.
+What the blocks mean stands in cnn/model.py and layers/; tests hold the two against each other. choice.py says when
+these functions apply.
 """
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from layers import (
-    BatchNorm,
-    Dropout,
-    Dropout2d,
-    accumulator,
-    batch_norm,
-    batch_norm_in_training,
-    differentiate,
-    kept,
-    parameter_gradients,
-    per_channel,
-)
+from layers import BatchNorm2d, Dropout2d
+from layers.functional import accumulator, batch_norm, batch_norm_in_training, kept, per_channel
+from layers.normalize import differentiate, parameter_gradients
 
 SLICE_VALUES = 5 << 18  # so many values (5 MB) are worked on at a time: they stay in the processor's cache
 POOL = ([2, 2], [2, 2], [0, 0], [1, 1], False)  # window, stride, padding, dilation, ceil_mode
 
 
-def drops(dropout: Dropout | None) -> bool:
-    return dropout is not None and dropout.training and dropout.p > 0
+def drop_rate(dropout: nn.Module) -> float:
+    """The probability with which it drops now."""
+    return 0.0 if type(dropout) is nn.Identity or not dropout.training else dropout.p
 
 
-def applies(x: Tensor, norm, dropout: Dropout | None) -> bool:
-    """Whether the functions below can take the place of `norm`, ReLU, `dropout` and MaxPool for this input."""
-    return (isinstance(norm, BatchNorm)
-            and (norm.uses_batch_statistics() or not drops(dropout) or isinstance(dropout, Dropout2d))
-            and x.device.type == "cpu" and x.numel() > 0 and not torch.compiler.is_compiling())
-
-
-def norm_relu_dropout_pool(x: Tensor, norm: BatchNorm, dropout: Dropout | None) -> Tensor:
+def norm_relu_dropout_pool(x: Tensor, norm: BatchNorm2d, dropout: nn.Module) -> Tensor:
     """MaxPool(dropout(ReLU(norm(x)))) for (N, C, H, W), 2x2 windows; returns (N, C, H // 2, W // 2)."""
     norm.check_input(x)
     if not norm.uses_batch_statistics():
         sign = signs(norm.weight, x)
         pooled = F.max_pool2d(x, 2) if sign is None else F.max_pool2d(x * sign, 2) * sign
-        y = F.relu(batch_norm(pooled, norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps))
-        return y if dropout is None else dropout(y)
-    p = dropout.p if drops(dropout) else 0.0
-    y, mean, variance = NormReluPool.apply(x, norm.weight, norm.bias, p, isinstance(dropout, Dropout2d), norm.eps)
+        y = batch_norm(pooled, norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps)
+        return dropout(F.relu(y))
+    y, mean, variance = NormReluPool.apply(x, norm.weight, norm.bias, drop_rate(dropout), type(dropout) is Dropout2d,
+                                           norm.eps)
     norm.track(mean, variance, x.numel() // x.size(1))
     return y
 

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from layers.functional import eager
+
 ONEDNN = hasattr(torch.ops.mkldnn, "_linear_pointwise")  # it has no public name
 AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
 
@@ -19,10 +21,14 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def applies(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether oneDNN takes the place of torch.nn.functional.linear, to which is left whatever it might refuse."""
+    """Whether oneDNN can take these inputs; F.linear takes the rest.
+
+    Also what a mode watches, such as FlopCounterMode, which knows F.linear's products.
+    """
     return (ONEDNN and AVX512 and torch.backends.mkldnn.enabled
-            and not (torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling() or torch.jit.is_tracing())
-            and all(each.device.type == "cpu" and each.layout == torch.strided and each.dtype == torch.float32
+            and eager() and not torch.is_autocast_enabled("cpu") and not torch._C._len_torch_dispatch_stack()
+            and all(type(each) in (Tensor, nn.Parameter) and each.device.type == "cpu"
+                    and each.layout == torch.strided and each.dtype == torch.float32
                     for each in (x, weight, bias) if each is not None)
             and x.dim() == weight.dim() == 2 and x.size(1) == weight.size(1) and x.numel() > 0
             and (bias is None or bias.shape == weight.shape[:1]))
@@ -31,17 +37,11 @@ def applies(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
 class OneDNNLinear(torch.autograd.Function):
     """`linear`, whose derivatives are such products again."""
 
-    generate_vmap_rule = True
-
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
         bias = None if bias is None else bias.contiguous()
         return torch.ops.mkldnn._linear_pointwise(x, dense(weight), bias, "none", [], "")
-
-    @staticmethod
-    def setup_context(ctx, inputs: tuple[Tensor | None, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[:2])
-        ctx.save_for_forward(*inputs[:2])
 
     @staticmethod
     def backward(ctx, g: Tensor) -> tuple[Tensor | None, ...]:
@@ -49,13 +49,6 @@ class OneDNNLinear(torch.autograd.Function):
         return (linear(g, weight.t()) if ctx.needs_input_grad[0] else None,
                 linear(g.t(), x.t()) if ctx.needs_input_grad[1] else None,
                 g.sum(0) if ctx.needs_input_grad[2] else None)
-
-    @staticmethod
-    def jvp(ctx, dx: Tensor | None, dweight: Tensor | None, dbias: Tensor | None) -> Tensor:
-        x, weight = ctx.saved_tensors
-        terms = [None if dx is None else linear(dx, weight), None if dweight is None else linear(x, dweight),
-                 None if dbias is None else dbias.expand(len(x), -1)]
-        return sum(term for term in terms if term is not None)
 
 
 def dense(weight: Tensor) -> Tensor:

@@ -106,7 +106,7 @@ def blocks(views: dict[str, View], source: Source) -> dict[str, str]:
              "statistics": theory(source, "statistics", batch_statistics),
              "confusion": confusion(source.theory.get("cnn", {}).get("confusion"))}
     parts |= {name: study(views[name], found) for name in CLAIMS}
-    return parts | {name: quote("layers/__init__.py", name) for name in CODE}
+    return parts | {name: quote("layers/modules.py", name) for name in CODE}
 
 
 def quote(file: str, name: str) -> str:

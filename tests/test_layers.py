@@ -21,9 +21,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 
-from cnn.model import BatchNorm2d
-from layers import Normalize, batch_norm_in_training
-from mlp.model import BatchNorm1d
+from layers import BatchNorm1d, BatchNorm2d, Normalize, batch_norm, batch_norm_in_training, batch_statistics
 
 OURS = {nn.BatchNorm1d: BatchNorm1d, nn.BatchNorm2d: BatchNorm2d}
 NORMS = list(OURS)
@@ -323,3 +321,21 @@ def test_gradient_of_a_gradient_as_pytorch(norm):
 
     ours, theirs = pair(norm, 3, dtype=torch.float64)
     torch.testing.assert_close(penalty(ours), penalty(theirs))
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_detached_statistics_are_constants_in_the_derivative(norm):
+    ours = randomized(OURS[norm](3, dtype=torch.float64, detach_statistics=True))
+    twin = copy.deepcopy(ours)
+    twin.detach_statistics = False
+    x = normal(shape_for(norm, 6, 3, 2, 2), dtype=torch.float64)
+    mean, variance = batch_statistics(x)
+    inputs = [x.requires_grad_(), ours.weight, ours.bias]
+    y = ours(x)
+    torch.testing.assert_close(y, twin(x))
+    assert_same(dict(ours.named_buffers()), dict(twin.named_buffers()))
+    expected = batch_norm(x, mean, variance, ours.weight, ours.bias, ours.eps)
+    g = normal(x.shape, 1, torch.float64)
+    torch.testing.assert_close(torch.autograd.grad(y, inputs, g), torch.autograd.grad(expected, inputs, g))
+    assert not torch.allclose(*(torch.autograd.grad(each(x), x, g)[0] for each in (ours, twin)))
+    torch.testing.assert_close(ours.eval()(x), twin.eval()(x))

@@ -1,12 +1,17 @@
 """Linear layers computed by oneDNN against PyTorch's own."""
 
 from collections import Counter
+from contextlib import nullcontext
 
 import pytest
 import torch
+import torch.autograd.forward_ad as fwAD
+import torch.fx
 import torch.nn.functional as F
-from comparison import Operators, assert_same, normal, randomized, step
+from comparison import assert_same, normal, randomized, step
 from torch import nn
+from torch._subclasses import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from fast import linear
 from fast.linear import Linear
@@ -28,9 +33,9 @@ def pair(*sizes: int, **options) -> tuple[Linear, nn.Linear]:
 
 
 def operators_of(work) -> Counter:
-    with Operators() as operators:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         work()
-    return Counter(name.split(".")[0] for name in operators.names)
+    return Counter({row.key.split("::")[-1]: row.count for row in profile.key_averages()})
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -142,3 +147,40 @@ def test_onednn_can_be_switched_off():
     ours, _ = pair(7, 4)
     with torch.backends.mkldnn.flags(enabled=False):
         assert not operators_of(lambda: ours(normal((5, 7))))["_linear_pointwise"]
+
+
+def test_products_are_counted():
+    def count(module):
+        with FlopCounterMode(display=False) as counter:
+            module(normal((5, 7)).requires_grad_()).sum().backward()
+        return counter.get_total_flops()
+
+    ours, theirs = pair(7, 4)
+    assert count(ours) == count(theirs) == 3 * 2 * 5 * 7 * 4
+
+
+@pytest.mark.parametrize("wrap", [FakeTensorMode, nullcontext])
+def test_tensors_of_other_kinds(wrap):
+    class Other(torch.Tensor):
+        pass
+
+    with wrap():
+        ours, theirs = nn.Sequential(Linear(7, 4)), nn.Sequential(nn.Linear(7, 4))
+        ours.load_state_dict(theirs.state_dict())
+        x = torch.ones(5, 7).as_subclass(Other) if wrap is nullcontext else torch.ones(5, 7)
+        assert type(ours(x)) is type(theirs(x)) is not torch.Tensor
+
+
+def test_forward_mode_derivatives():
+    def along(module):
+        with fwAD.dual_level():
+            return fwAD.unpack_dual(module(fwAD.make_dual(normal((5, 7)), normal((5, 7), 1)))).tangent
+
+    ours, theirs = pair(7, 4)
+    torch.testing.assert_close(along(ours), along(theirs))
+
+
+def test_symbolic_trace():
+    ours, _ = pair(7, 4)
+    x = normal((5, 7))
+    torch.testing.assert_close(torch.fx.symbolic_trace(ours)(x), ours(x))

@@ -4,6 +4,7 @@ import ast
 import copy
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -13,13 +14,18 @@ from comparison import DEVICES, Operators, assert_as_accurate, assert_same, norm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch._subclasses import FakeTensorMode
 from torch.autograd import gradcheck, gradgradcheck
+from torch.nn.utils import parametrize, prune
 
-from cnn.model import CNN, BatchNorm2d
-from fast import blocks as fused
-from fast.blocks import NormReluPool
-from layers import Dropout, Dropout2d, Normalize, batch_statistics, kept
-from mlp.model import MLP, BatchNorm1d
+from cnn import model as cnn
+from cnn.model import CNN
+from fast.blocks import NormReluPool, norm_relu_dropout_pool
+from fast.choice import faster, pool_early
+from layers import BatchNorm, BatchNorm1d, BatchNorm2d, Dropout, Dropout2d, Normalize, batch_statistics
+from layers.functional import kept
+from mlp import model as mlp
+from mlp.model import MLP
 
 ROOT = Path(__file__).resolve().parents[1]
 NETWORKS = [MLP, CNN]
@@ -107,6 +113,26 @@ def test_options_choose_the_layers():
     assert MLP(drop_rate=0.7).dropout.p == CNN(drop_rate=0.7).dropout.p == 0.7
     with pytest.raises(ValueError, match="dropout_type"):
         CNN(dropout_type="3d")
+
+
+SETTINGS = {"hidden_size": 64, "drop_rate": 0.3, "without_BatchNorm": False, "without_dropout": False,
+            "dropout_type": "2d", "detach_statistics": False}
+
+
+@pytest.mark.parametrize("model", [mlp, cnn])
+def test_settings_choose_the_layers(model):
+    def built(num_classes=10, **changes):
+        return model.build(SimpleNamespace(**SETTINGS | changes), num_classes)
+
+    norms = [module for module in built(detach_statistics=True).modules() if isinstance(module, BatchNorm)]
+    assert norms and all(norm.detach_statistics for norm in norms)
+    assert not any(getattr(module, "detach_statistics", False) for module in built().modules())
+    assert kinds(built(without_BatchNorm=True)) == ["Dropout" if model is mlp else "Dropout2d"]
+    assert "Dropout" not in str(built(without_dropout=True))
+    assert built().dropout.p == 0.3
+    assert list(built(num_classes=7).children())[-1].out_features == 7
+    assert kinds(cnn.build(SimpleNamespace(**SETTINGS | {"dropout_type": "1d"})))[-1] == "Dropout"
+    assert mlp.build(SimpleNamespace(**SETTINGS)).linear1.out_features == 64
 
 
 @pytest.mark.parametrize("network", NETWORKS)
@@ -260,18 +286,17 @@ def test_operators_run_are_none_of_torchs_own(build):
 
 
 class Block(nn.Module):
-    """MaxPool(dropout(ReLU(norm(x)))): as the CNN runs it, or as its definition says."""
+    """MaxPool(dropout(ReLU(norm(x)))): as its definition says, or by the functions of fast/."""
 
-    def __init__(self, norm: nn.Module, dropout: nn.Module | None, way: str):
+    def __init__(self, norm: nn.Module, dropout: nn.Module, way: str):
         super().__init__()
         self.norm, self.dropout, self.way = norm, dropout, way
 
     def forward(self, x):
         if self.way == "definition":
-            x = F.relu(self.norm(x))
-            return F.max_pool2d(x if self.dropout is None else self.dropout(x), 2)
+            return F.max_pool2d(self.dropout(F.relu(self.norm(x))), 2)
         with (mock.patch("fast.blocks.kept", OnceForAll(x)) if self.way == "fused"
-              else mock.patch("fast.blocks.applies", return_value=False)):
+              else mock.patch("fast.choice.fuses", return_value=False)):
             return CNN.norm_relu_dropout_pool(self, x, self.norm)
 
 
@@ -309,13 +334,13 @@ def test_fused_block_is_its_definition(n, c, h, w, affine, tracking, kind, p, ch
     x = normal((n, c, h, w), seed, torch.float64)
     x = x.contiguous(memory_format=torch.channels_last) if channels_last else x
     norm = randomized(BatchNorm2d(c, affine=affine, track_running_stats=tracking, dtype=torch.float64), seed)
-    dropout = None if p is None else kind(p)
-    assert fused.applies(x, norm, dropout)
+    dropout = nn.Identity() if p is None else kind(p)
+    assert faster(x, norm, dropout) is norm_relu_dropout_pool
     with mock.patch("fast.blocks.SLICE_VALUES", slice_values):
         assert_ways_agree(norm, dropout, x)
 
 
-@pytest.mark.parametrize("dropout", [Dropout2d(0.4), Dropout(0.4), None])
+@pytest.mark.parametrize("dropout", [Dropout2d(0.4), Dropout(0.4), nn.Identity()])
 @pytest.mark.parametrize("shape", [(6, 5, 13, 13), (6, 5, 28, 28)])
 def test_block_in_single_precision(shape, dropout):
     norm = randomized(BatchNorm2d(5))
@@ -323,12 +348,120 @@ def test_block_in_single_precision(shape, dropout):
     assert_ways_agree(norm, dropout, x, **tolerance(x.dtype))
 
 
-def test_when_the_fused_block_applies():
+def test_which_function_computes_a_block():
     norm, still, x = BatchNorm2d(3), BatchNorm2d(3).eval(), normal((4, 3, 6, 6))
-    assert all(fused.applies(x, norm, dropout) for dropout in (None, Dropout2d(0.5), Dropout(0.5)))
-    assert not fused.applies(x, nn.Identity(), Dropout2d(0.5))
-    assert not fused.applies(x, still, Dropout(0.5))
-    assert all(fused.applies(x, still, dropout) for dropout in (Dropout2d(0.5), Dropout(0.5).eval(), Dropout(0.0)))
+    for dropout in (nn.Identity(), Dropout2d(0.5), Dropout(0.5)):
+        assert faster(x, norm, dropout) is norm_relu_dropout_pool
+        assert faster(x, nn.Identity(), dropout) is faster(x[:0], norm, dropout) is pool_early
+        assert faster(x, BatchNorm2d(3, detach_statistics=True), dropout) is pool_early
+    assert faster(x, still, Dropout(0.5)) is pool_early
+    for dropout in (Dropout2d(0.5), Dropout(0.5).eval(), Dropout(0.0)):
+        assert faster(x, still, dropout) is norm_relu_dropout_pool
+    assert faster(x[0], norm, dropout) is faster(x, norm, Dropout(0.5, inplace=True)) is None
+
+
+class Called(CNN):
+    """CNN, whose layers are always called one by one."""
+
+    def norm_relu_dropout_pool(self, x, norm):
+        return F.max_pool2d(self.dropout(F.relu(norm(x))), 2)
+
+
+def shifted(module, *tensors):
+    """A hook that does something: it adds to what passes."""
+    return next(each[0] if isinstance(each, tuple) else each for each in reversed(tensors) if each is not None) + 0.5
+
+
+def halved(module, gradients, *_):
+    return tuple(g / 2 for g in gradients)
+
+
+class Louder(BatchNorm2d):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class MoreMaps(Dropout2d):
+    def mask_shape(self, x):
+        return torch.Size([1, 1, 1, 1])
+
+
+def put(name: str, build):
+    return lambda net: setattr(net, name, build())
+
+
+def hook(name: str, kind: str, function):
+    return lambda net: getattr(net.get_submodule(name), f"register_{kind}")(function)
+
+
+def forward_of_its_own(name: str):
+    def change(net):
+        module = net.get_submodule(name)
+        module.forward = lambda x: type(module).forward(module, x) + 1
+
+    return change
+
+
+class Plus(nn.Module):
+    def forward(self, x):
+        return x + 0.25
+
+
+TOUCHED = {
+    **{f"{kind} on {name}": hook(name, kind, function) for name in ("norm1", "norm2", "dropout")
+       for kind, function in (("forward_hook", shifted), ("forward_pre_hook", lambda module, x: shifted(module, x)),
+                              ("full_backward_hook", halved), ("full_backward_pre_hook", halved))},
+    **{f"another forward of {name}": forward_of_its_own(name) for name in ("norm1", "norm2", "dropout")},
+    "no dropout": put("dropout", nn.Identity),
+    "PyTorch's Dropout": put("dropout", lambda: nn.Dropout(0.5)),
+    "PyTorch's Dropout2d": put("dropout", lambda: nn.Dropout2d(0.5)),
+    "another module for dropout": put("dropout", Plus),
+    "a subclass of Dropout2d": put("dropout", lambda: MoreMaps(0.5)),
+    "PyTorch's norm": put("norm1", lambda: nn.BatchNorm2d(128)),
+    "a subclass of the norm": put("norm2", lambda: Louder(64)),
+    "no norm": put("norm1", nn.Identity),
+    "pruned norm": lambda net: prune.random_unstructured(net.norm1, "weight", 0.5),
+    "parametrized norm": lambda net: parametrize.register_parametrization(net.norm2, "weight", Plus()),
+    "weight_norm": lambda net: torch.nn.utils.weight_norm(net.norm1, "weight"),
+    "frozen norm": lambda net: net.norm1.eval(),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*")
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("change", TOUCHED.values(), ids=TOUCHED)
+def test_touched_layers_are_called(change, training):
+    """As in a network that calls its layers one by one, whose random numbers are the same."""
+    found = []
+    for network in (CNN, Called):
+        torch.manual_seed(0)
+        net = network(0.0).train(training)
+        change(net)
+        found.append(step(net.double(), batch(CNN, 4, dtype=torch.float64)[0]))
+    assert_same(*found)
+
+
+def test_global_hooks_see_the_layers():
+    def seen(network):
+        names, net = [], network()
+        with nn.modules.module.register_module_forward_hook(lambda module, *_: names.append(type(module).__name__)):
+            net(batch(CNN, 2)[0])
+        return names[:-1]
+
+    assert seen(CNN) == seen(Called)
+
+
+def test_a_class_whose_forward_is_replaced(monkeypatch):
+    monkeypatch.setattr(BatchNorm2d, "forward", lambda self, x: torch.zeros_like(x))
+    net = CNN(without_dropout=True)
+    torch.testing.assert_close(net(batch(CNN, 2)[0]), net.linear.bias.expand(2, -1))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_tensors_without_values(training):
+    with FakeTensorMode():
+        for network in NETWORKS:
+            assert step(network().train(training), batch(network, 4)[0])["y"].shape == (4, 10)
 
 
 @pytest.mark.parametrize("dropout", [Dropout2d(0.6), Dropout(0.6)])
@@ -349,7 +482,7 @@ def test_the_fused_block_drops_at_the_rate_of_its_dropout(kind):
     norm = BatchNorm2d(200)
     nn.init.constant_(norm.bias, 100)
     torch.manual_seed(0)
-    dropped = (fused.norm_relu_dropout_pool(x, norm, kind(0.6)) == 0).double().mean().item()
+    dropped = (norm_relu_dropout_pool(x, norm, kind(0.6)) == 0).double().mean().item()
     assert dropped == pytest.approx(0.6 if kind is Dropout2d else 0.6 ** 4, abs=0.015)  # ± 3 standard deviations
 
 
@@ -367,14 +500,14 @@ def test_fused_block_refuses_what_the_norm_refuses(shape):
     x, errors = normal(shape), []
     for way in ("fused", "plain"):
         with pytest.raises((ValueError, RuntimeError)) as error:
-            Block(BatchNorm2d(3), None, way)(x)
+            Block(BatchNorm2d(3), nn.Identity(), way)(x)
         errors.append((error.type, str(error.value)))
     assert errors[0] == errors[1]
 
 
 @pytest.mark.parametrize("dtype, offset", [(torch.float32, 10_000), (torch.bfloat16, 1), (torch.float16, 1)])
 @pytest.mark.parametrize("slice_values", [1000, 1 << 20])
-@pytest.mark.parametrize("dropout", [None, Dropout(0.5)])  # 1 / (1 - p) is exact in half precision
+@pytest.mark.parametrize("dropout", [nn.Identity(), Dropout(0.5)])  # 1 / (1 - p) is exact in half precision
 def test_fused_block_as_accurate_as_pytorch(dtype, offset, slice_values, dropout):
     norm = randomized(BatchNorm2d(4))
     theirs = nn.BatchNorm2d(4)
@@ -396,7 +529,7 @@ def test_statistics_of_half_precision_far_from_zero(dtype, slice_values):
 
 
 @pytest.mark.parametrize("way", ["fused", "plain"])
-@pytest.mark.parametrize("dropout", [None, Dropout2d(0.4), Dropout(0.4)])
+@pytest.mark.parametrize("dropout", [nn.Identity(), Dropout2d(0.4), Dropout(0.4)])
 @pytest.mark.parametrize("affine", [True, False])
 def test_first_and_second_derivatives_of_the_block(affine, dropout, way):
     norm = randomized(BatchNorm2d(2, affine=affine, dtype=torch.float64))

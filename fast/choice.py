@@ -1,0 +1,59 @@
+"""Which function computes a block of the CNN: decided here, for every device.
+
+A block is MaxPool(dropout(ReLU(norm(x)))). A function may take its modules' place only where nobody
+could tell: for exactly the classes of layers/ as they were written, with no hook on them. All else,
+a subclass, PyTorch's own layer, a pruned or observed one, is called as a module.
+"""
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
+
+from fast.blocks import drop_rate, norm_relu_dropout_pool
+from layers import BatchNorm2d, Dropout, Dropout2d
+from layers.functional import eager
+
+# A layer acts through these two; anyone may put something else in their place.
+ORIGINAL = {kind: (kind.__call__, kind.forward)
+            for kind in (BatchNorm2d, Dropout, Dropout2d, nn.Identity)}
+
+
+def faster(x: Tensor, norm: nn.Module, dropout: nn.Module) -> Callable | None:
+    """A function of x, norm and dropout that gives the block's numbers sooner; None: call them."""
+    if (type(x) is not Tensor or x.dim() != 4 or not (untouched(norm) and untouched(dropout))
+            or getattr(dropout, "inplace", False)):
+        return None
+    if fuses(x, norm, dropout):
+        return norm_relu_dropout_pool
+    return pool_early
+
+
+def untouched(module: nn.Module) -> bool:
+    """Whether the module is exactly one of ours, and nothing watches or changes it."""
+    kind = type(module)
+    return (kind in ORIGINAL and ORIGINAL[kind] == (kind.__call__, kind.forward)
+            and "forward" not in module.__dict__ and module._compiled_call_impl is None
+            and not (module._forward_hooks or module._forward_pre_hooks
+                     or module._backward_hooks or module._backward_pre_hooks
+                     or _has_any_global_hook()))
+
+
+def fuses(x: Tensor, norm: nn.Module, dropout: nn.Module) -> bool:
+    """Whether blocks.py, for a CPU, can compute the block of untouched modules."""
+    return (type(norm) is BatchNorm2d and not norm.detach_statistics
+            and (norm.uses_batch_statistics() or type(dropout) is not Dropout or not drop_rate(dropout))
+            and x.device.type == "cpu" and x.numel() > 0 and eager())
+
+
+def pool_early(x: Tensor, norm: nn.Module, dropout: nn.Module) -> Tensor:
+    """The block in the order that leaves a quarter of the values to ReLU and dropout.
+
+    ReLU keeps order, so MaxPool may come before it. A mask over whole maps is one factor per
+    pooling window, so MaxPool may come before that too; a mask over single values not.
+    """
+    x = norm(x)
+    if type(dropout) is Dropout:
+        return F.relu(F.max_pool2d(dropout(x), 2))
+    return dropout(F.relu(F.max_pool2d(x, 2)))
