@@ -17,7 +17,14 @@ STUDY is one of
   dropout_type  the CNN at five drop rates, dropping single activations or whole feature maps, 10 runs
   drop_rate     the CNN at five drop rates
   batch_size    the MLP without dropping at four batch sizes
-  all           all of these; a run that is in several is trained once
+  all           all of these; runs shared by several studies are trained once
+and, for the arguments of the report, with the MLP (see REPORT.md):
+  capacity          hidden sizes 50 to 1600 × five drop rates, 30 runs
+  weight_decay      drop rates against weight decay, 100 epochs, 10 runs
+  data_size         1,000 to 40,000 training images × four drop rates, 24 runs
+  batch_norm        batches of 16 to 4096 with, without and with detached statistics, 27 runs
+  shuffled_patches  both networks on images whose patches change places, 12 runs
+  arguments         these five
 
   -j N          N workers (default 1), which share the runs, the cores and the GPUs
   --dry-run     print the runs, and do nothing
@@ -41,9 +48,11 @@ if [[ -z ${PYTHON:-} ]]; then
   [[ ! -x $repo/.venv/bin/python ]] || PYTHON=$repo/.venv/bin/python
 fi
 
-# A study is some calls of main.py. A later flag wins, so that those of the command line can vary a study.
+# A study is some calls of main.py. A later flag wins, so those of the command line can vary a study.
+# Of settings that are one network one is trained: drop rate 0 is without dropout, whatever its type.
 rates=(--drop_rate 0 0.2 0.4 0.6 0.8)
 grid=(--learning_rate 0.001 0.0005 0.0001 "${rates[@]}")
+few=(--batch_size 128 --drop_rate 0 0.2 0.4 0.6 --num_epochs 40)  # 1,000 images give 7 steps
 
 study() {
   local name=$1
@@ -55,16 +64,43 @@ study() {
       for network in mlp cnn; do
         main $network "$@"
         main $network --without_BatchNorm "$@"
-        main $network --without_dropout "$@"
-        main $network --without_BatchNorm --without_dropout "$@"
+        main $network "$@" --drop_rate 0
+        main $network --without_BatchNorm "$@" --drop_rate 0
       done ;;
-    dropout_type) for type in 1d 2d; do main cnn --dropout_type $type "${rates[@]}" "$@"; done ;;
+    dropout_type)
+      main cnn "${rates[@]}" "$@"
+      main cnn --dropout_type 1d --drop_rate 0.2 0.4 0.6 0.8 "$@" ;;
     drop_rate) main cnn "${rates[@]}" "$@" ;;
     batch_size) main mlp --batch_size 512 1024 2048 4096 --drop_rate 0 "$@" ;;
+    capacity)
+      for size in 50 100 200 400 800 1600; do main mlp --hidden_size $size "${rates[@]}" "$@"; done ;;
+    weight_decay)
+      main mlp --drop_rate 0 0.1 0.2 0.4 0.6 --num_epochs 100 "$@"
+      for decay in 0.01 0.03 0.1 0.3 1; do
+        main mlp --drop_rate 0 --weight_decay $decay --num_epochs 100 "$@"
+      done ;;
+    data_size)
+      for images in 1000 2500 5000 10000 20000; do
+        main mlp "${few[@]}" --train_images $images "$@"
+      done
+      main mlp "${few[@]}" "$@" ;;
+    batch_norm)
+      for flag in '' --without_BatchNorm --detach_statistics; do
+        main mlp --batch_size 16 32 64 128 256 512 1024 2048 4096 $flag "$@"
+      done ;;
+    shuffled_patches)
+      for network in mlp cnn; do
+        main $network --num_epochs 10 "$@"
+        for size in 16 8 4 2 1; do main $network --num_epochs 10 --shuffled_patches $size "$@"; done
+      done ;;
     all) for each in mlp cnn ablation dropout_type drop_rate batch_size; do study $each "$@"; done ;;
-    *) die "there is no study '$name'; choose among mlp cnn ablation dropout_type drop_rate batch_size all" ;;
+    arguments)
+      for each in capacity weight_decay data_size batch_norm shuffled_patches; do study $each "$@"; done ;;
+    *) die "there is no study '$name'; choose among $names" ;;
   esac
 }
+
+names='mlp cnn ablation dropout_type drop_rate batch_size all capacity weight_decay data_size batch_norm shuffled_patches arguments'
 
 main() {  # one call of main.py; a failed run (exit code 1) does not keep the others from being trained
   local code=0
@@ -93,7 +129,7 @@ while [[ $# -gt 0 ]]; do
   [[ $# == 0 ]] || shift
 done
 set -- ${flags[@]+"${flags[@]}"}
-[[ ${#studies[@]} -gt 0 ]] || die "name a study: mlp cnn ablation dropout_type drop_rate batch_size all; see --help"
+[[ ${#studies[@]} -gt 0 ]] || die "name a study: $names; see --help"
 [[ $workers =~ ^[1-9][0-9]*$ ]] || die "argument -j: '$workers' is not allowed, it must be a whole number, 1 or more"
 
 plan=$(calls "$@" --dry-run) || exit 2  # every flag is checked before any work
@@ -109,8 +145,10 @@ fi
 
 cores=${SLURM_CPUS_PER_TASK:-${SLURM_CPUS_ON_NODE:-$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)}}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > workers ? cores / workers : 1))}
-now=${EPOCHREALTIME:-$(date +%s)}
-export RETRY_BEFORE=${now/,/.}  # --retry is for runs that failed before this call
+if [[ " $* " == *" --retry "* ]]; then  # failures are forgotten once, before any worker starts
+  status --forget
+  set -- $(printf '%s\n' "$@" | grep -vx -e --retry)
+fi
 if [[ -n ${SLURM_JOB_ID:-} && $workers == 1 ]]; then  # the other tasks are the other workers
   worker "$@"
   status --outcome

@@ -1,11 +1,10 @@
-"""The training loop, for both networks. It knows nothing of files.
+"""The training loop of both networks. It knows nothing of files.
 
-Every random number follows from (seed, epoch): a run that is taken up after any epoch equals one that was never
-interrupted. The data set lies on the device as a whole, and the device is waited for once per epoch only, when
-the epoch's losses are read.
+Every random number follows from (seed, epoch): a run that goes on after any epoch equals one that was
+never interrupted. The data set lies on the device as a whole, and an epoch waits for the device once,
+at its end, when its losses are read.
 """
 
-import inspect
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -15,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fast.adam import Adam
 from load_data import Data, Split, normalize
 from store.settings import Settings
 
-SPLITS = ("train", "val", "test")
-EVALUATION_BATCH = 250  # large enough to be fast, small enough that the CNN's activations take 100 MB
-FLAT_EVALUATION_BATCH = 2000  # of flat images: the MLP's activations are small
+EVALUATION_BATCH = 250  # pictures on a CPU: the CNN's activations take 100 MB; on a GPU ten times
+FLAT_EVALUATION_BATCH = 2000  # the MLP's activations are small
 
 
 class Diverged(Exception):
@@ -32,94 +31,24 @@ class Diverged(Exception):
         self.step = step
 
 
-def seed_epoch(seed: int, epoch: int) -> torch.Generator:
-    """Start all random numbers of one epoch, epoch 0 being the initialization.
-
-    The order of the samples has a stream of its own, the returned one, the same on every device and whatever
-    else is drawn. Weights, masks and augmentation draw from the default generators.
-    """
-    order, others = np.random.SeedSequence((seed, epoch)).generate_state(2, np.uint64)
-    torch.manual_seed(int(others))
-    return torch.Generator().manual_seed(int(order))
-
-
-def on_device(split: Split, device: torch.device) -> Split:
-    """Move a split to the device, pictures in channels_last order, in which convolutions are fast on all hardware."""
-    images = split.images
-    if images.dim() == 4:
-        images = images.contiguous(memory_format=torch.channels_last)
-    return Split(images.to(device), split.labels.to(device))
-
-
-def take(images: Tensor, index: Tensor) -> Tensor:
-    """The images at `index`, still in channels_last order, if they are pictures."""
-    if images.dim() == 4:
-        return images.permute(0, 2, 3, 1).index_select(0, index).permute(0, 3, 1, 2)
-    return images.index_select(0, index)
-
-
-def augmented(pixels: Tensor) -> Tensor:
-    """Move each picture of (N, 3, 32, 32) by up to 4 pixels both ways, filling up with grey, and flip every other.
-
-    Random crop with padding 4 and random horizontal flip, in one gather for the whole batch. Takes flat images too.
-    """
-    shape = pixels.shape
-    pixels = pixels.view(-1, 3, 32, 32) if pixels.dim() == 2 else pixels
-    n, device = len(pixels), pixels.device
-    padded = F.pad(pixels, (4, 4, 4, 4))  # zero is the middle of the value range
-    shift = torch.randint(0, 9, (2, n, 1), device=device)
-    line = torch.arange(32, device=device)
-    columns = torch.where(torch.rand(n, 1, device=device) < 0.5, line, 31 - line) + shift[0]
-    rows = line + shift[1]
-    sample = torch.arange(n, device=device)[:, None, None]
-    crop = padded.permute(0, 2, 3, 1)[sample, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-    return crop.reshape(shape) if len(shape) == 2 else crop
-
-
-def cross_entropy(logits: Tensor, y: Tensor, reduction: str = "mean") -> Tensor:
-    """F.cross_entropy for N x classes. A CPU takes a log_softmax of few classes several times faster when it may
-    work on many samples at once, so they are put side by side in memory."""
-    return F.nll_loss(logits.t().log_softmax(0).t(), y, reduction=reduction)
-
-
-def learning_rate_factor(schedule: str, progress: float) -> float:
-    """What the learning rate is multiplied by, `progress` being the share of the run's steps already done."""
-    if schedule == "constant":
-        return 1.0
-    if schedule == "cosine":
-        return (1 + math.cos(math.pi * progress)) / 2
-    warm_up = 0.3  # one cycle: from 1/25 up to 1, and down to nearly nothing
-    if progress < warm_up:
-        return 0.04 + 0.96 * (1 - math.cos(math.pi * progress / warm_up)) / 2
-    return (1 + math.cos(math.pi * (progress - warm_up) / (1 - warm_up))) / 2
-
-
-class Adam(torch.optim.Adam):
-    """torch.optim.Adam without the wrappers that prepare its methods for being compiled themselves, which is not done
-    here: at their first call they import torch._dynamo, longer than all else that comes before the first step."""
-
-    add_param_group, load_state_dict, state_dict, zero_grad = map(inspect.unwrap, (
-        torch.optim.Adam.add_param_group, torch.optim.Adam.load_state_dict, torch.optim.Adam.state_dict,
-        torch.optim.Adam.zero_grad))
-    step = torch.no_grad()(inspect.unwrap(torch.optim.Adam.step))
-
-
 class Trainer:
-    """A network on its way: its weights, its optimizer, and the metrics of its epochs so far.
+    """A network in training: weights, optimizer, and the metrics of its epochs so far.
 
-    `rows` holds a dict per finished epoch (runs.COLUMNS), `best` the row with the best validation accuracy, and
-    `best_weights` the network's state_dict at that epoch.
+    `rows` holds a dict per finished epoch, `best` the row with the best validation accuracy, and
+    `best_weights` the network's state_dict at that epoch, on the CPU. `data` lies on the device.
     """
 
-    def __init__(self, build: Callable[[], nn.Module], data: Data, settings: Settings, device: torch.device):
+    def __init__(self, build: Callable[[Settings, int], nn.Module], data: Data, settings: Settings,
+                 device: torch.device):
         self.settings = settings
-        self.data = data  # on the device already, see on_device
-        self.device = device
+        self.data = data
         seed_epoch(settings.seed, 0)
-        self.network = build().to(device, memory_format=torch.channels_last)
+        self.network = build(settings, len(data.classes))
+        self.network.to(device, memory_format=torch.channels_last)
         if settings.compile:
             self.network.compile()
-        self.optimizer = Adam(self.network.parameters(), settings.learning_rate, fused=True)
+        self.optimizer = Adam(self.network.parameters(), settings.learning_rate, fused=True,
+                              weight_decay=settings.weight_decay, decoupled_weight_decay=True)
         self.rows: list[dict] = []
         self.best: dict = {}
         self.best_weights: dict[str, Tensor] = {}
@@ -131,103 +60,190 @@ class Trainer:
 
     @property
     def steps(self) -> int:
-        """The number of steps in an epoch."""
+        """The number of steps in an epoch; the incomplete last batch is left out."""
         return len(self.data.train.labels) // self.settings.batch_size
 
-    def state_dict(self) -> dict:
-        return {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict(), "rows": self.rows,
-                "best": self.best, "best_weights": self.best_weights}
-
-    def load_state_dict(self, state: dict) -> None:
-        self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.rows, self.best, self.best_weights = state["rows"], state["best"], state["best_weights"]
-
-    def run_epoch(self, on_step: Callable[[float], None] = lambda share: None) -> dict:
-        """Train for an epoch and evaluate; returns the epoch's row, or raises Diverged.
-
-        `on_step` is called after each step with the share of the epoch that it was.
-        """
+    def run_epoch(self, on_step: Callable[[], None] = lambda: None) -> dict:
+        """Train for an epoch and evaluate; returns the epoch's row, or raises Diverged."""
         start = time.perf_counter()
-        self.start_epoch()
-        for x, y in self.training_batches():
-            self.step(x, y)
-            on_step(1 / self.steps)
-        self.network.eval()
-        with torch.no_grad():
-            for name in ("val", "test"):
-                for x, y in self.evaluation_batches(name):
-                    self.evaluate(name, self.logits(x), y)
-        return self.end_epoch(time.perf_counter() - start)
-
-    def start_epoch(self) -> None:
-        """Seed all random numbers, shuffle the training set, and forget the last epoch's losses."""
-        order = torch.randperm(len(self.data.train.labels), generator=seed_epoch(self.settings.seed, self.epoch + 1))
-        self.order = order.to(self.device)
-        self.losses = {name: [] for name in SPLITS}
-        self.correct = {name: torch.zeros((), device=self.device) for name in SPLITS}
+        losses, right = [], []
         self.network.train()
+        for index in self.batches():
+            self.set_learning_rate(len(losses))
+            loss, count = self.step(index)
+            losses.append(loss)
+            right.append(count)
+            on_step()
+        measured = {"train": (torch.stack(losses), torch.stack(right))}
+        self.network.eval()
+        for name in ("val", "test"):
+            measured[name] = evaluate(self.network, getattr(self.data, name), self.settings.precision)
+        return self.end_epoch(measured, start)
 
-    def training_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images, normalized, and labels of each step: the training set in the epoch's order, without the incomplete
-        last batch."""
-        images, labels = self.data.train
-        for index in self.order.split(self.settings.batch_size)[:self.steps]:
-            yield normalize(take(images, index)), labels.index_select(0, index)
+    def batches(self) -> tuple[Tensor, ...]:
+        """The epoch's batches, as indices into the training set; seeds all random numbers."""
+        count, labels = self.settings.batch_size, self.data.train.labels
+        order = torch.randperm(len(labels), generator=seed_epoch(self.settings.seed, self.epoch + 1))
+        return order.to(labels.device).split(count)[:self.steps]
 
-    def step(self, x: Tensor, y: Tensor) -> None:
-        """One step of the optimizer on a batch."""
-        self.loss(self.logits(augmented(x) if self.settings.augment else x), y).backward()
-        self.update()
-
-    def loss(self, logits: Tensor, y: Tensor) -> Tensor:
-        """The loss of a training batch. It and the right answers, those of training mode, count for the epoch's row."""
+    def step(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Take one step on the images at `index`: their loss, and how many answers were right."""
+        x, y = take(self.data.train, index)
+        if self.settings.augment:
+            x = augmented(x)
+        logits = answer(self.network, x, self.settings.precision)
         loss = cross_entropy(logits, y)
-        self.note("train", loss.detach()[None], logits.detach(), y)
-        return loss
-
-    def update(self) -> None:
-        """Change the weights by their gradients, at the learning rate of this step."""
-        progress = (self.epoch + (len(self.losses["train"]) - 1) / self.steps) / self.settings.num_epochs
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.learning_rate * learning_rate_factor(self.settings.schedule, progress)
+        loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
+        return loss.detach(), (logits.detach().argmax(1) == y).sum()
 
-    def evaluation_batches(self, name: str) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images, normalized, and labels of a split: every sample."""
-        images, labels = getattr(self.data, name)
-        size = EVALUATION_BATCH if images.dim() == 4 else FLAT_EVALUATION_BATCH
-        for part, y in zip(images.split(size), labels.split(size), strict=True):
-            yield normalize(part), y
+    def set_learning_rate(self, step: int) -> None:
+        progress = (self.epoch + step / self.steps) / self.settings.num_epochs
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.learning_rate * schedule(self.settings.schedule, progress)
 
-    def evaluate(self, name: str, logits: Tensor, y: Tensor) -> None:
-        """Count a batch of a split, computed in evaluation mode, for the epoch's row."""
-        self.note(name, cross_entropy(logits, y, reduction="none"), logits, y)
-
-    def note(self, name: str, losses: Tensor, logits: Tensor, y: Tensor) -> None:
-        self.losses[name].append(losses)
-        self.correct[name] += (logits.argmax(1) == y).sum()
-
-    def end_epoch(self, seconds: float) -> dict:
-        """The row of an epoch that took so long; raises Diverged."""
-        losses = {name: torch.cat(self.losses[name]) for name in SPLITS}
-        sizes = (self.steps * self.settings.batch_size, len(self.data.val.labels), len(self.data.test.labels))
-        measured = torch.stack([torch.stack((losses[name].mean(), self.correct[name])) for name in SPLITS])
+    def end_epoch(self, measured: dict[str, tuple[Tensor, Tensor]], start: float) -> dict:
+        """The row of an epoch that began at `start`, from losses and right answers of each split."""
+        sums = [torch.stack((losses.mean(), right.sum())) for losses, right in measured.values()]
+        sizes = (self.steps * self.settings.batch_size, len(self.data.val.labels),
+                 len(self.data.test.labels))
         row = {"epoch": self.epoch + 1}
-        for name, size, (loss, count) in zip(SPLITS, sizes, measured.tolist(), strict=True):  # waits for the device
+        for name, size, (loss, count) in zip(measured, sizes, torch.stack(sums).tolist(), strict=True):
             row |= {f"{name}_loss": round(loss, 6), f"{name}_acc": round(count / size, 6)}
         if not all(map(math.isfinite, row.values())):
-            infinite = (~losses["train"].isfinite()).nonzero()
+            infinite = (~measured["train"][0].isfinite()).nonzero()
             raise Diverged(row["epoch"], int(infinite[0]) + 1 if len(infinite) else self.steps)
-        row["seconds"] = round(seconds, 3)
+        row["seconds"] = round(time.perf_counter() - start, 3)  # the device has finished by now
         self.rows.append(row)
         if not self.best or row["val_acc"] > self.best["val_acc"]:
             self.best = row
-            self.best_weights = {key: value.detach().clone() for key, value in self.network.state_dict().items()}
+            self.best_weights = {name: value.detach().to("cpu", copy=True)
+                                 for name, value in self.network.state_dict().items()}
         return row
 
-    def logits(self, x: Tensor, network: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """What the network, or the given end of it, makes of `x`, computed in the run's precision."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
-            return (network or self.network)(x).float()
+    def state_dict(self) -> dict:
+        return {"network": on_cpu(self.network.state_dict()),
+                "optimizer": on_cpu(self.optimizer.state_dict()),
+                "rows": self.rows, "best": self.best, "best_weights": self.best_weights}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Take up weights, moments and rows; the rates and all else of the optimizer are the run's own."""
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(),
+                                        "state": state["optimizer"]["state"]})
+        self.rows, self.best = state["rows"], state["best"]
+        self.best_weights = state["best_weights"]
+
+
+def seed_epoch(seed: int, epoch: int) -> torch.Generator:
+    """Start all random numbers of one epoch, epoch 0 being the initialization.
+
+    The order of the samples has a stream of its own, the returned one, the same on every device and
+    whatever else is drawn. Weights, masks and augmentation draw from the default generators.
+    """
+    order, others = np.random.SeedSequence((seed, epoch)).generate_state(2, np.uint64)
+    torch.manual_seed(int(others))
+    return torch.Generator().manual_seed(int(order))
+
+
+def answer(network: Callable[[Tensor], Tensor], x: Tensor, precision: str) -> Tensor:
+    """The network's logits for `x`, float32, computed in the run's precision."""
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        return network(x).float()
+
+
+def cross_entropy(logits: Tensor, y: Tensor, reduction: str = "mean") -> Tensor:
+    """F.cross_entropy for N x classes. A CPU takes a log_softmax of few classes several times faster
+    when it may work on many samples at once, so they are put side by side in memory."""
+    return F.nll_loss(logits.t().log_softmax(0).t(), y, reduction=reduction)
+
+
+@torch.no_grad()
+def evaluate(network: nn.Module, split: Split, precision: str) -> tuple[Tensor, Tensor]:
+    """The loss of every sample of a split, and whether its answer was right."""
+    parts = []
+    for x, y in evaluation_batches(split):
+        logits = answer(network, x, precision)
+        parts.append((cross_entropy(logits, y, "none"), logits.argmax(1) == y))
+    losses, right = zip(*parts, strict=True)
+    return torch.cat(losses), torch.cat(right)
+
+
+def evaluation_batches(split: Split) -> Iterator[tuple[Tensor, Tensor]]:
+    """All images of a split, normalized, and their labels, in batches that fill the device."""
+    size = EVALUATION_BATCH if split.images.dim() == 4 else FLAT_EVALUATION_BATCH
+    size *= 1 if split.images.device.type == "cpu" else 10
+    for images, y in zip(split.images.split(size), split.labels.split(size), strict=True):
+        yield normalize(images), y
+
+
+def prepared(data: Data, settings: Settings, device: torch.device) -> Data:
+    """The data as a run sees it, on its device: fewer training images or patches shuffled, if asked."""
+    splits = []
+    for images, labels in data[:3]:
+        if settings.shuffled_patches:
+            images = shuffled(images, settings.shuffled_patches)
+        if images.dim() == 4:  # in channels_last order convolutions are fast on all hardware
+            images = images.contiguous(memory_format=torch.channels_last)
+        splits.append((images, labels))
+    count = settings.train_images
+    splits[0] = tuple(tensor[:count] for tensor in splits[0])
+    return Data(*(Split(images.to(device), labels.to(device)) for images, labels in splits), *data[3:])
+
+
+def shuffled(images: Tensor, size: int) -> Tensor:
+    """Pictures whose patches of size x size pixels change places, in all pictures alike."""
+    n, side = len(images), 32 // size
+    order = torch.from_numpy(np.random.RandomState(0).permutation(side * side))
+    patches = images.reshape(n, 3, side, size, side, size).transpose(3, 4).flatten(2, 3)
+    patches = patches[:, :, order].unflatten(2, (side, side)).transpose(3, 4)
+    return patches.reshape(images.shape)
+
+
+def take(split: Split, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Images at `index`, normalized, pictures in channels_last order; and their labels."""
+    images, labels = split
+    if images.dim() == 4:
+        images = images.permute(0, 2, 3, 1).index_select(0, index).permute(0, 3, 1, 2)
+    else:
+        images = images.index_select(0, index)
+    return normalize(images), labels.index_select(0, index)
+
+
+def augmented(x: Tensor) -> Tensor:
+    """Move each picture by up to 4 pixels both ways, fill up with grey, flip every other one.
+
+    Random crop with padding 4 and random horizontal flip, in one gather. Takes flat images too.
+    """
+    pictures = x.view(-1, 3, 32, 32)
+    n, device = len(x), x.device
+    padded = F.pad(pictures, (4, 4, 4, 4))  # zero is the middle of the value range
+    shift = torch.randint(0, 9, (2, n, 1), device=device)
+    line = torch.arange(32, device=device)
+    columns = torch.where(torch.rand(n, 1, device=device) < 0.5, line, 31 - line) + shift[0]
+    rows = line + shift[1]
+    sample = torch.arange(n, device=device)[:, None, None]
+    crop = padded.permute(0, 2, 3, 1)[sample, rows[:, :, None], columns[:, None, :]]
+    return crop.permute(0, 3, 1, 2).reshape(x.shape) if x.dim() == 2 else crop.permute(0, 3, 1, 2)
+
+
+def schedule(kind: str, progress: float) -> float:
+    """The factor of the learning rate after this share of the run's steps."""
+    if kind == "constant":
+        return 1.0
+    if kind == "cosine":
+        return (1 + math.cos(math.pi * progress)) / 2
+    warm_up = 0.3  # one cycle: from 1/25 up to 1, and down to nearly nothing
+    if progress < warm_up:
+        return 0.04 + 0.96 * (1 - math.cos(math.pi * progress / warm_up)) / 2
+    return (1 + math.cos(math.pi * (progress - warm_up) / (1 - warm_up))) / 2
+
+
+def on_cpu(state):
+    """Nested dicts and lists with their tensors on the CPU."""
+    if isinstance(state, dict):
+        return {key: on_cpu(value) for key, value in state.items()}
+    if isinstance(state, list):
+        return [on_cpu(value) for value in state]
+    return state.detach().cpu() if isinstance(state, Tensor) else state

@@ -21,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
-from lab import experiment  # first: it sets how threads wait, before torch is loaded
+from fast import machine  # first: it sets how threads wait, before torch is loaded
 
 # isort: split
 import torch
@@ -30,12 +30,22 @@ from torch import nn
 
 from cnn.model import CNN
 from fast.linear import Linear, linear
-from fast.side_by_side import Team
-from load_data import load_cifar_2d, load_cifar_4d, normalize
+from fast.side_by_side import SideBySide
+from lab.experiment import SIDE_BY_SIDE
+from load_data import load_cifar_2d, load_cifar_4d
 from mlp.model import MLP
 from plain import peak_mb
 from store.settings import Settings
-from training import EVALUATION_BATCH, FLAT_EVALUATION_BATCH, Trainer, on_device, take
+from training import (
+    EVALUATION_BATCH,
+    FLAT_EVALUATION_BATCH,
+    Trainer,
+    answer,
+    cross_entropy,
+    evaluation_batches,
+    prepared,
+    take,
+)
 
 CPU = torch.device("cpu")
 TRAIN, EVALUATE = 40_000, 20_000
@@ -69,15 +79,14 @@ def steps_in_turns(builders: dict, network: str, data, batch_size: int, precisio
     trainers = {}
     for name, build in builders.items():
         settings = Settings(network, batch_size, 0.001, 0.2, 0, 1, precision=precision)
-        trainers[name] = Trainer(build, data, settings, CPU)
-        trainers[name].start_epoch()
-    images, labels = data.train
+        trainers[name] = Trainer(own(build), data, settings, CPU)
+        trainers[name].network.train()
     seconds = {name: [] for name in trainers}
     for i in range(rounds + 2):
-        index = torch.randperm(len(labels))[:batch_size]
+        index = torch.randperm(len(data.train.labels))[:batch_size]
         for name, trainer in trainers.items():
             start = time.perf_counter()
-            trainer.step(normalize(take(images, index)), labels.index_select(0, index))
+            trainer.step(index)
             if i >= 2:  # the first steps also set up
                 seconds[name].append(time.perf_counter() - start)
     return seconds
@@ -137,36 +146,44 @@ def measure(network: str, data_dir: str, precision: str, batch_size: int, steps:
 
     MLPs are trained side by side, as `main.py` does with those of a grid, and the seconds are those of one of them.
     """
-    experiment.keep_freed_memory()
+    machine.keep_freed_memory()
     data = load(network, data_dir)
-    count = experiment.SIDE_BY_SIDE if network == "mlp" else 1
+    count = SIDE_BY_SIDE if network == "mlp" else 1
     settings = Settings(network, batch_size, 0.001, 0.2, 0, 1, precision=precision)
-    trainers = [Trainer(CNN if network == "cnn" else MLP, data, settings, CPU) for _ in range(count)]
-    team, trainer = Team(trainers), trainers[0]
-    team.each(Trainer.start_epoch)
+    trainers = [Trainer(own(CNN if network == "cnn" else MLP), data, settings, CPU) for _ in range(count)]
+    together, trainer = SideBySide(trainers), trainers[0]
+    together.start()
 
-    def timed(batches, work) -> list[float]:
+    def timed(things, work) -> list[float]:
         times, last = [], time.perf_counter()
-        for x, y in batches:
-            work(x, y)
+        for thing in things:
+            work(thing)
             now = time.perf_counter()
             times.append((now - last) / count)
             last = now
         return times
 
-    step = timed(itertools.islice(trainer.training_batches(), steps), trainer.step if count == 1 else team.step)
-    team.each(lambda trainer: trainer.network.eval())
+    batches = trainer.batches()[:steps]
+    step = timed(batches, trainer.step if count == 1 else
+                 lambda index: together.step(0, *take(data.train, index)))
+    for trainer in trainers:
+        trainer.network.eval()
     with torch.no_grad():
-        evaluation = timed(itertools.islice(trainer.evaluation_batches("test"), evaluations),
-                           lambda x, y: trainer.evaluate("test", trainer.logits(x), y) if count == 1
-                           else team.evaluate("test", x, y))
+        evaluation = timed(itertools.islice(evaluation_batches(data.test), evaluations),
+                           lambda batch: cross_entropy(answer(trainer.network, batch[0], precision), batch[1], "none")
+                           if count == 1 else together.evaluate("test", *batch))
     return {"step": step, "evaluation": evaluation, "peak_mb": peak_mb(), "gemm_rate": gemm_rate()}
+
+
+def own(network):
+    """A builder of networks for Trainer, whatever the settings."""
+    return lambda settings, num_classes: network()
 
 
 def load(network: str, data_dir: str):
     function = load_cifar_2d if network == "mlp" else load_cifar_4d
     data = function(data_dir) if data_dir != "synthetic" else function(synthetic=True)
-    return data._replace(**{name: on_device(getattr(data, name), CPU) for name in ("train", "val", "test")})
+    return prepared(data, Settings(network, 1, 1, 0, 0, 1), CPU)
 
 
 def import_and_start(data_dir: str) -> dict[str, float]:
@@ -210,9 +227,9 @@ def main() -> None:
         print(json.dumps(measure(network, options.data_dir, precision, *map(int, numbers))))
         return
 
-    experiment.keep_freed_memory()
+    machine.keep_freed_memory()
     flops = gemm_rate()
-    print(f"{os.cpu_count()} cores, {experiment.processor()}, {torch.get_num_threads()} threads, "
+    print(f"{os.cpu_count()} cores, {machine.processor()}, {torch.get_num_threads()} threads, "
           f"Python {platform.python_version()}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}; "
           f"matrix product {flops / 1e9:.0f} GFLOP/s; milliseconds: median (quartiles)\n")
     print("| what | this project | compared with | ratio | target |\n|---|---|---|---|---|")

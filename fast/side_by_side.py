@@ -1,11 +1,11 @@
-"""Train several MLPs at once that see the same batches: the runs of a grid on a CPU.
+"""Train several MLPs at once that see the same batches: the runs of a grid.
 
-Each batch is prepared once for all of them, and their first layers, which take most of the time, are one product: with
-the columns of eight networks it reads the images from memory once instead of eight times. All else is each network's
-own: its random numbers, loss, optimizer, rows, and what goes wrong with it. Each ends as it would with
-Trainer.run_epoch, bit for bit where the matrix product sums a column in the same order whatever stands beside it: with
-100 hidden units oneDNN (linear.py) does so on up to 32 threads, MKL on up to 3. Elsewhere, as with MKL and less than a
-dozen hidden units, it is the same but for rounding.
+Each batch is prepared once for all of them, and their first layers, which take most of the time, are
+one product: with the columns of eight networks it reads the images from memory once instead of eight
+times. All else is each network's own: random numbers, loss, optimizer, rows, and what goes wrong with
+it. Each ends as it would alone, bit for bit where the product sums a column in the same order whatever
+stands beside it: with 100 hidden units oneDNN (fast/linear.py) does so on up to 32 threads. With MKL
+and on a GPU it is the same but for rounding.
 """
 
 import time
@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from fast.linear import linear
-from training import Trainer
+from training import Trainer, answer, cross_entropy, evaluation_batches, take
 
 
 class Linears(torch.autograd.Function):
-    """Several linear layers on one input: x (N x F), their weights (each C x F), their biases (each C) → each N x C."""
+    """Several linear layers on one input: x (N x F), weights (each C x F), biases (each C) → each N x C."""
 
     @staticmethod
     def forward(ctx, x: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
@@ -37,52 +37,72 @@ class Linears(torch.autograd.Function):
         return (None, *weights.split([own.size(1) for own in gradients]), *(own.sum(0) for own in gradients))
 
 
-def logits(trainer: Trainer, hidden: Tensor) -> Tensor:
-    return trainer.logits(hidden, trainer.network.after_linear1)
-
-
-class Team:
+class SideBySide:
     """Trainers of MLPs with the same data, seed, batch size, precision and epoch."""
 
     def __init__(self, trainers: Sequence[Trainer]):
         self.trainers = trainers
+        self.precision = trainers[0].settings.precision
         self.streams: dict[Trainer, Tensor] = {}  # each one's state of the generator of random numbers
         self.outcomes: dict = {}  # what each one did last, or the exception that ended it
 
-    def run_epoch(self, on_step: Callable[[float], None] = lambda share: None) -> list[dict | Exception]:
-        """Trainer.run_epoch for all; returns each one's row, or what went wrong instead: Diverged or another exception.
+    def run_epoch(self, on_step: Callable[[], None] = lambda: None) -> list[dict | Exception]:
+        """Trainer.run_epoch for all: each one's row, or the exception that ended it.
 
         The seconds are those of one: its share of the time.
         """
-        start, first = time.perf_counter(), self.trainers[0]
-        self.each(Trainer.start_epoch)
-        for x, y in first.training_batches():
-            self.step(x, y)
-            on_step(1 / first.steps)
-        self.each(lambda trainer: trainer.network.eval())
-        with torch.no_grad():
-            for name in ("val", "test"):
-                for x, y in first.evaluation_batches(name):
-                    self.evaluate(name, x, y)
+        start = time.perf_counter()
+        data = self.trainers[0].data
+        for step, index in enumerate(self.start()):
+            self.step(step, *take(data.train, index))
+            on_step()
+        for trainer in self.trainers:
+            trainer.network.eval()
+        for name in ("val", "test"):
+            for x, y in evaluation_batches(getattr(data, name)):
+                self.evaluate(name, x, y)
         seconds = (time.perf_counter() - start) / len(self.trainers)
-        self.each(lambda trainer: trainer.end_epoch(seconds))
+        self.each(lambda trainer: trainer.end_epoch(
+            {name: (torch.cat(losses), torch.cat(right))
+             for name, (losses, right) in self.measured[trainer].items()},
+            time.perf_counter() - seconds))
         return [self.outcomes[trainer] for trainer in self.trainers]
 
-    def step(self, x: Tensor, y: Tensor) -> None:
-        self.each(lambda trainer, hidden: trainer.loss(logits(trainer, hidden), y), self.linear1(x))
-        torch.autograd.backward([loss for loss in self.outcomes.values() if isinstance(loss, Tensor)])
-        self.each(Trainer.update)
+    def start(self) -> tuple[Tensor, ...]:
+        """Begin an epoch; returns its batches, which all share."""
+        self.measured = {trainer: {name: ([], []) for name in ("train", "val", "test")}
+                         for trainer in self.trainers}
+        self.each(Trainer.batches)
+        for trainer in self.trainers:
+            trainer.network.train()
+        return next((found for found in self.outcomes.values() if isinstance(found, tuple)), ())
 
+    def step(self, step: int, x: Tensor, y: Tensor) -> None:
+        self.each(lambda *own: self.loss("train", *own, y, "mean"), self.linear1(x))
+        torch.autograd.backward([loss for loss in self.outcomes.values() if isinstance(loss, Tensor)])
+        self.each(lambda trainer: update(trainer, step))
+
+    @torch.no_grad()
     def evaluate(self, name: str, x: Tensor, y: Tensor) -> None:
-        self.each(lambda trainer, hidden: trainer.evaluate(name, logits(trainer, hidden), y), self.linear1(x))
+        self.each(lambda *own: self.loss(name, *own, y, "none"), self.linear1(x))
 
     def linear1(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The first layer of each network."""
         layers = [trainer.network.linear1 for trainer in self.trainers]
-        x = x.to(torch.bfloat16) if self.trainers[0].settings.precision == "bf16" else x
+        x = x.to(torch.bfloat16) if self.precision == "bf16" else x
         return Linears.apply(x, *(layer.weight for layer in layers), *(layer.bias for layer in layers))
 
+    def loss(self, name: str, trainer: Trainer, hidden: Tensor, y: Tensor, reduction: str) -> Tensor:
+        """The loss behind the first layer; it and the right answers count for the epoch's row."""
+        logits = answer(trainer.network.after_linear1, hidden, self.precision)
+        loss = cross_entropy(logits, y, reduction)
+        losses, right = self.measured[trainer][name]
+        losses.append(loss.detach().reshape(-1))
+        right.append(logits.detach().argmax(1) == y)
+        return loss
+
     def each(self, work: Callable, *arguments: Iterable) -> None:
-        """Do it for each trainer that nothing went wrong with, with its own arguments and random numbers."""
+        """Do it for each trainer that nothing went wrong with, with its own random numbers."""
         for trainer, *own in zip(self.trainers, *arguments, strict=True):
             if isinstance(self.outcomes.get(trainer), Exception):
                 continue
@@ -93,3 +113,9 @@ class Team:
             except Exception as error:
                 self.outcomes[trainer] = error
             self.streams[trainer] = torch.get_rng_state()
+
+
+def update(trainer: Trainer, step: int) -> None:
+    trainer.set_learning_rate(step)
+    trainer.optimizer.step()
+    trainer.optimizer.zero_grad()

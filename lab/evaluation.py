@@ -10,100 +10,74 @@
     mistakes.png      the wrong answers that the network was surest of
 """
 
-import dataclasses
+import contextlib
 import io
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from load_data import DATA_DIR, Data, Split, normalize
-from store.files import MAX_CHECKPOINT, UserError, one_line, read_file, write_file, write_json
+from load_data import DATA_DIR, Data, Split
+from store.files import UserError, one_line, write_file, write_json
 from store.pictures import read_picture
-from store.run import Run, intact
+from store.run import RunFolder
 from store.settings import Settings
-from training import EVALUATION_BATCH, Trainer, on_device
+from store.trained import Build, Trained, class_probabilities, confusion_matrix, read_trained, restore
+from training import answer, evaluation_batches, prepared
 
 WIDTH = 100  # columns of the table
 MISTAKES = 32  # pictures in mistakes.png
 LIKELIEST = 3  # classes printed for a picture
-Build = Callable[[Settings, int], nn.Module]
+Load = Callable[[Path, bool], Data]
 
 
-class Trained(NamedTuple):
-    """A run as its folder tells it."""
-
-    run: Run
-    settings: Settings
-    data: dict  # "data" of config.json
-    best: dict  # best.pt: the weights as "network", and the row of their epoch
-
-    @property
-    def classes(self) -> list[str]:
-        return self.data["classes"]
-
-
-def evaluate_run(options, build: Build, load: Callable[[Path, bool], Data], device: torch.device) -> int:
+def evaluate_run(options, build: Build, load: Load, device: torch.device) -> int:
     """Do what --evaluate and --predict say; returns the exit code."""
-    trained = read_run(find_run(options.runs_dir / options.network, options.evaluate), options.network)
+    folder = find_run(options.runs_dir / options.network, options.evaluate, options.network)
+    trained = read_trained(folder, options.network)
     if options.predict:
-        predict(trained, options.predict, build)
-        return 0
-    synthetic = options.synthetic or trained.settings.synthetic and options.data_dir == DATA_DIR
-    if trained.data["source"] == "image folder" and not synthetic and not (options.data_dir / "train").exists():
-        raise UserError(f"{trained.run.name} was trained on an image folder; name it with --data_dir")
-    data = load(options.data_dir, synthetic)
-    evaluate(trained, data, build, device)
+        return predict(trained, options.predict, build)
+    synthetic = (options.synthetic
+                 or trained.settings.synthetic and options.data_dir == DATA_DIR)
+    if (trained.run.data["source"] == "image folder" and not synthetic
+            and not (options.data_dir / "train").exists()):
+        raise UserError(f"{folder.name} was trained on an image folder; name it with --data_dir")
+    evaluate(trained, load(options.data_dir, synthetic), build, device)
     return 0
 
 
 # The run
 
 
-def find_run(folder: Path, name: str) -> Run:
-    """The run at the path `name`, or the one of that name in `folder`.
+def find_run(place: Path, text: str, network: str) -> RunFolder:
+    """The run at the path `text`, or the one of that name in `place`.
 
-    A name is complete, or lacks parts at its end that are at their defaults, or is the start of just one run's.
+    A name is complete, or lacks parts at its end that are at their defaults, or is the start of just
+    one run's.
     """
-    if (Path(name) / "config.json").is_file():
-        return Run(Path(name))
-    there = sorted(path.parent.name for path in folder.glob("*/config.json"))
+    if (Path(text) / "config.json").is_file():
+        return RunFolder(Path(text))
+    there = sorted(path.parent.name for path in place.glob("*/config.json"))
     if not there:
-        raise UserError(f"argument --evaluate: {name} is not a run's folder, and {folder} has no runs; train one first")
-    name = with_floats(name.strip("/"))
-    for whole in completions(name):
-        if whole in there:
-            return Run(folder / whole)
-    fitting = [run for run in there if run.startswith(f"{name}_")]
+        raise UserError(f"argument --evaluate: {text} is not a run's folder, and {place} has no runs; "
+                        "train one first")
+    text = text.strip("/")
+    with contextlib.suppress(ValueError):
+        name = Settings.parse(network, text).name
+        if name in there:
+            return RunFolder(place / name)
+    fitting = [name for name in there if name == text or name.startswith(f"{text}_")]
     if len(fitting) == 1:
-        return Run(folder / fitting[0])
+        return RunFolder(place / fitting[0])
     if fitting:
-        raise UserError(f"argument --evaluate: {name} could be any of {listed(fitting)}; name more of it")
-    raise UserError(f"argument --evaluate: there is no run {name} in {folder}, which has {listed(there)}")
-
-
-def with_floats(name: str) -> str:
-    """The learning rate and the drop rate as Python prints them: 128_1e-3_0 becomes 128_0.001_0.0."""
-    parts = name.split("_")
-    for i in (1, 2):
-        try:
-            parts[i] = str(float(parts[i]))
-        except (IndexError, ValueError):
-            return name
-    return "_".join(parts)
-
-
-def completions(name: str):
-    """The name, and the name with its missing parts at their defaults."""
-    yield name
-    for defaults in (["False", "False", "2d", "seed0"], ["False", "False", "seed0"]):
-        missing = defaults[max(0, name.count("_") - 2):]
-        yield "_".join([name, *missing])
+        raise UserError(f"argument --evaluate: {text} could be any of {listed(fitting)}; name more of "
+                        "it")
+    raise UserError(f"argument --evaluate: there is no run {text} in {place}, which has {listed(there)}")
 
 
 def listed(names: list[str], limit: int = 8) -> str:
@@ -111,90 +85,45 @@ def listed(names: list[str], limit: int = 8) -> str:
     return ", ".join(names[:limit]) + more
 
 
-def read_run(run: Run, network: str) -> Trained:
-    """Read what is needed of the run's folder; UserError if something is missing, damaged, or of another network."""
-    config = run.config() or {}
-    if config.get("network") not in (None, network):
-        raise UserError(f"{run.folder} is a run of the {config['network']}; evaluate it with its main.py")
-    try:
-        names = [field.name for field in dataclasses.fields(Settings)]
-        settings = Settings(**{name: config[name] for name in names if name in config})
-        data = {"classes": list(map(str, config["data"]["classes"])),
-                **{key: str(config["data"][key]) for key in ("source", "fingerprint")}}
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{run.folder / 'config.json'} is missing or damaged, so the run cannot be evaluated; "
-                        "train it anew") from error
-    return Trained(run, settings, data, read_best(run.folder / "best.pt"))
-
-
-def read_best(path: Path) -> dict:
-    try:
-        content = read_file(path, MAX_CHECKPOINT)
-    except ValueError:
-        content = b""  # damaged, see below
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); a run has it after its first epoch") from error
-    try:
-        if not intact(content):
-            raise ValueError
-        best = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        return {**best, **{key: float(best[key]) for key in ("test_loss", "test_acc")}, "epoch": int(best["epoch"])}
-    except Exception as error:  # whatever the file holds instead
-        raise UserError(f"{path} is damaged; train the run again, which writes it anew") from error
-
-
-def restore(trained: Trained, build: Build, device: torch.device, **changes) -> Trainer:
-    """A trainer that holds the run's best network, in evaluation mode, and no data; `changes` are to its settings."""
-    settings = dataclasses.replace(trained.settings, **changes)
-    try:
-        trainer = Trainer(lambda: build(settings, len(trained.classes)), None, settings, device)
-        trainer.network.load_state_dict(trained.best["network"])
-    except Exception as error:  # settings and weights come from two files, either of which may be damaged
-        raise UserError(f"config.json and best.pt of {trained.run.folder} do not belong together "
-                        f"({type(error).__name__}); train the run anew") from error
-    trainer.network.eval()
-    return trainer
-
-
 # --evaluate
 
 
 def evaluate(trained: Trained, data: Data, build: Build, device: torch.device) -> None:
-    """Print how the run's best network does on the test set; leave evaluation.json and mistakes.png in its folder."""
+    """Print how the run's best network does on the test set; leave two files in its folder."""
     if list(data.classes) != trained.classes:
-        raise UserError(f"{trained.run.folder} was trained on other classes ({listed(trained.classes)}) than the data "
-                        f"has ({listed(list(data.classes))}); name its data with --data_dir or --synthetic")
-    test = on_device(data.test, device)
-    trainer = restore(trained, build, device)
-    probabilities, summary = measure(trainer, test, trained)
-    own = data.fingerprint == trained.data["fingerprint"]
+        raise UserError(f"{trained.folder.folder} was trained on other classes "
+                        f"({listed(trained.classes)}) than the data has ({listed(list(data.classes))}); "
+                        "name its data with --data_dir or --synthetic")
+    test = prepared(data, trained.settings, device).test
+    probabilities, summary = measure(restore(trained, build, device), test, trained)
+    own = data.fingerprint == trained.run.fingerprint
     print_evaluation(trained, data, summary, own)
     if own:
-        keep(trained.run.folder, summary, data.test, probabilities)
+        keep(trained.folder.folder, summary, data.test, probabilities)
     else:
         print("\nnothing is kept in the run's folder, as this was not its own test set")
 
 
 @torch.no_grad()
-def measure(trainer: Trainer, test: Split, trained: Trained) -> tuple[Tensor, dict]:
+def measure(network: nn.Module, test: Split, trained: Trained) -> tuple[Tensor, dict]:
     """The probabilities of every class for every picture, and what evaluation.json holds."""
-    logits = torch.cat([trainer.logits(normalize(images)) for images in test.images.split(EVALUATION_BATCH)])
+    logits = torch.cat([answer(network, x, trained.settings.precision)
+                        for x, _ in evaluation_batches(test)])
     loss = F.cross_entropy(logits, test.labels, reduction="none").mean().item()
+    if not math.isfinite(loss):
+        raise UserError(f"best.pt of {trained.folder.folder} holds weights that are not finite; retrain "
+                        "the run")
     confusion = confusion_matrix(test.labels, logits.argmax(1), len(trained.classes))
     right, count = confusion.diagonal(), confusion.sum(1)
     return logits.softmax(1).cpu(), {
         "loss": round(loss, 6), "accuracy": round(right.sum().item() / len(test.labels), 6),
         "per_class": [round(share, 6) for share in (right / count.clamp(min=1)).tolist()],
-        "confusion": confusion.tolist(), "classes": trained.classes, "epoch": trained.best["epoch"]}
-
-
-def confusion_matrix(labels: Tensor, answers: Tensor, n: int) -> Tensor:
-    """How many pictures of class i were taken for class j, on the CPU: n x n."""
-    return torch.bincount(labels.cpu() * n + answers.cpu(), minlength=n * n).view(n, n)
+        "confusion": confusion.tolist(), "classes": trained.classes,
+        "epoch": trained.best["epoch"]}
 
 
 def print_evaluation(trained: Trained, data: Data, summary: dict, own: bool) -> None:
-    run, best, result = trained.run, trained.best, trained.run.result()
+    run, best, result = trained.run, trained.best, trained.run.result
     state = f"of {result['epochs']}" if result else "of a run that is not finished"
     print(f"{trained.settings.network} {run.name}, weights of epoch {best['epoch']} {state}")
     print(f"test set: {len(data.test.labels)} images, {data.source}"
@@ -276,26 +205,20 @@ def draw_mistakes(path: Path, test: Split, probabilities: Tensor, classes: list[
 # --predict
 
 
-def predict(trained: Trained, paths: list[Path], build: Build) -> None:
-    """Print the likeliest classes of each picture.
+def predict(trained: Trained, paths: list[Path], build: Build) -> int:
+    """Print the likeliest classes of each picture; returns the exit code.
 
-    In float64, on the CPU: a picture gets the same answer, to the last printed digit, alone and among others.
-    Nothing else would part them, as evaluation normalizes by the running statistics and not by the batch's.
+    In float64, on the CPU: a picture gets the same answer, to the last printed digit, alone and among
+    others. Nothing else would part them, as evaluation normalizes by the running statistics.
     """
     pictures = torch.from_numpy(np.stack([read_picture(path) for path in paths]))
     if trained.settings.network == "mlp":
         pictures = pictures.flatten(1)
-    trainer = restore(trained, build, torch.device("cpu"), precision="fp32", compile=False)
-    probabilities = class_probabilities(trainer.network.double(), pictures)
+    network = restore(trained, build, torch.device("cpu")).double()
     width = max(len(one_line(str(path))) for path in paths)
-    for path, row in zip(paths, probabilities, strict=True):
+    for path, row in zip(paths, class_probabilities(network, pictures), strict=True):
         best = row.topk(min(LIKELIEST, len(row)))
-        answer = "  ".join(f"{one_line(trained.classes[label])} {share:.4f}"
-                           for share, label in zip(best.values.tolist(), best.indices.tolist(), strict=True))
-        print(f"{one_line(str(path)):{width}}  {answer}")
-
-
-@torch.no_grad()
-def class_probabilities(network: nn.Module, pictures: Tensor) -> Tensor:
-    """Softmax of the network's answers to `pictures`, uint8, in float64."""
-    return torch.cat([network(normalize(part).double()).softmax(1) for part in pictures.split(EVALUATION_BATCH)])
+        likeliest = "  ".join(f"{one_line(trained.classes[label])} {share:.4f}" for share, label
+                              in zip(best.values.tolist(), best.indices.tolist(), strict=True))
+        print(f"{one_line(str(path)):{width}}  {likeliest}")
+    return 0

@@ -1,16 +1,18 @@
-"""The command line of the two main.py, and the settings of a run. Imports no torch: help and errors are instant."""
+"""The command line of the two main.py. Imports no torch: help and errors are instant."""
 
 import argparse
+import dataclasses
 import itertools
-import math
 import os
 from pathlib import Path
 
 from store.files import ROOT, one_line
-from store.settings import Settings
+from store.settings import DEFAULTS, LIMITS, LONGEST_NAME, Settings
 
 
 class Parser(argparse.ArgumentParser):
+    """Errors in one line, with the way to the help, and exit code 2."""
+
     def error(self, message: str):
         self.exit(2, one_line(f"{self.prog}: error: {message}; --help shows all options") + "\n")
 
@@ -28,6 +30,13 @@ def number(kind, allowed: str, is_allowed):
     return parse
 
 
+def setting(name: str):
+    """A parser of values of a setting, within its limits."""
+    kind, allowed, holds = LIMITS[name]
+    # -0.0 becomes 0.0, as one experiment has one name
+    return number((lambda text: float(text) + 0.0) if kind is float else kind, allowed, holds)
+
+
 def name_of_file(text: str) -> str:
     """The text, if a file or folder can have that name; ValueError otherwise."""
     if not text:
@@ -41,21 +50,13 @@ def name_of_file(text: str) -> str:
     return text
 
 
-LARGEST = 10 ** 50  # whole numbers are part of a run's name, which a folder must be able to have
+def path(text: str) -> Path:
+    return Path(name_of_file(text))
 
 
-def positive():
-    return number(int, "a whole number, 1 or more (and below 10**50)", lambda value: 1 <= value < LARGEST)
-
-
-SEED = number(int, "a whole number, 0 or more (and below 10**50)", lambda value: 0 <= value < LARGEST)
-LEARNING_RATE = number(float, "a finite number above 0", lambda value: 0 < value < math.inf)
-DROP_RATE = number(lambda text: float(text) + 0.0,  # -0.0 becomes 0.0, as one experiment has one name
-                   "a number from 0 to below 1", lambda value: 0 <= value < 1)
-HIDDEN_SIZE = number(int, "a whole number from 1 to 65536", lambda value: 1 <= value <= 65536)
-FILE = number(lambda text: Path(name_of_file(text)), "the name of a file", lambda path: True)
+FILE = number(path, "the name of a file", lambda path: True)
 RUN = number(name_of_file, "the folder or the name of a run", lambda name: True)
-FOLDER = number(lambda text: Path(name_of_file(text)), "a folder, or where one can be made",
+FOLDER = number(path, "a folder, or where one can be made",
                 lambda path: path.is_dir() or not os.path.lexists(path))
 
 
@@ -65,122 +66,146 @@ def can_write_in(folder: Path) -> bool:
     return os.access(there, os.W_OK | os.X_OK)
 
 
-def build_parser(network: str, description: str, batch_size: int, learning_rate: float, drop_rate: float,
-                 num_epochs: int) -> argparse.ArgumentParser:
-    example = Settings(network, batch_size, learning_rate, drop_rate, 0, num_epochs,
-                       dropout_type="2d" if network == "cnn" else None)
+def build_parser(network: str, description: str) -> argparse.ArgumentParser:
+    defaults = DEFAULTS[network]
+    name = Settings.parse(network, str(defaults["batch_size"])).name
+    short = "_".join(str(defaults[key]) for key in ("batch_size", "learning_rate", "drop_rate"))
     parser = Parser(
         prog=f"{network}/main.py", description=description, allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=f"""\
-Several values for a flag mean every combination, one run each. The same command again goes on where it was
-stopped and skips what is finished; started twice, the two share the runs out.
+Give a flag several values to run every combination. Rerun the command to resume; run it twice to
+split the work.
 
 A run lands in RUNS_DIR/{network}/NAME/, NAME being its settings, such as
-{example.name}:
+{name}:
   config.json   settings, versions, machine, data      best.pt         weights at the best validation accuracy
   metrics.csv   a row per epoch: losses, accuracies    checkpoint.pt   what the run goes on from
   result.json   written last: the run is finished      failed.json     instead of it: why the run failed
 
 examples:
-  python main.py --batch_size {batch_size} --drop_rate {drop_rate}
+  python main.py --batch_size {defaults['batch_size']} --drop_rate {defaults['drop_rate']}
   python main.py --learning_rate 0.001 0.0001 --seed 0 1 2 --num_epochs 5
-  python main.py --evaluate {batch_size}_{learning_rate}_{drop_rate}
-  python main.py --evaluate {batch_size}_{learning_rate}_{drop_rate} --predict my_cat.jpg
+  python main.py --evaluate {short}
+  python main.py --evaluate {short} --predict my_cat.jpg
 
 exit code: 0 all runs finished, 1 a run failed (its loss was no longer finite), 2 something for you to mend""")
-
-    run = parser.add_argument_group("the experiment")
-    several = {"nargs": "+", "metavar": "X"}
-    run.add_argument("--batch_size", type=positive(), default=[batch_size],
-                     help=f"images per step, default {batch_size}", **several)
-    run.add_argument("--learning_rate", type=LEARNING_RATE, default=[learning_rate],
-                     help=f"of Adam, default {learning_rate}", **several)
-    run.add_argument("--drop_rate", type=DROP_RATE, default=[drop_rate],
-                     help=f"probability of dropping a value (or map), default {drop_rate}", **several)
-    run.add_argument("--seed", type=SEED, default=[0], help="of all random numbers, default 0", **several)
-    run.add_argument("--num_epochs", type=positive(), default=num_epochs, metavar="N",
-                     help=f"passes over the training set, default {num_epochs}; a finished run that is asked for more "
-                          "goes on")
-    run.add_argument("--without_BatchNorm", action="store_true", help="leave batch normalization out")
-    run.add_argument("--without_dropout", action="store_true", help="leave dropout out")
-    if network == "cnn":
-        run.add_argument("--dropout_type", choices=("1d", "2d"), default="2d",
-                         help="1d drops single activations, 2d (default) whole feature maps")
-    else:
-        run.add_argument("--hidden_size", type=HIDDEN_SIZE, default=100, metavar="N",
-                         help="units of the hidden layer, default 100")
-    run.add_argument("--augment", action="store_true", help="train on random crops (padding 4) and horizontal flips")
-    run.add_argument("--schedule", choices=("constant", "cosine", "onecycle"), default="constant",
-                     help="of the learning rate: constant (default), cosine from its value down to 0, onecycle up from "
-                          "1/25 of it during the first 30 %% of the steps and then down to 0")
-
-    place = parser.add_argument_group("where and how")
-    data = place.add_mutually_exclusive_group()
-    data.add_argument("--data_dir", type=FOLDER, default=ROOT / "data", metavar="DIR",
-                      help="an image folder with train/CLASS/ and test/CLASS/, or CIFAR-10, which is downloaded if the "
-                           "folder is empty; default: data/ of this repository")
-    data.add_argument("--synthetic", action="store_true", help="a built-in generated data set, for a first look")
-    place.add_argument("--runs_dir", type=FOLDER, default=ROOT / "runs", metavar="DIR",
-                       help="where runs land; default: runs/ of this repository")
-    place.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto",
-                       help="auto (default) takes a GPU if there is one")
-    place.add_argument("--precision", choices=("fp32", "bf16"), default="fp32",
-                       help="bf16: mixed precision, for hardware that has it; default fp32")
-    place.add_argument("--compile", action="store_true", help="torch.compile the network")
-    place.add_argument("--retry", action="store_true", help="train runs again that have failed")
-    place.add_argument("--no_wait", action="store_true",
-                       help="leave to other processes what they train; by default wait for it, and take it over should "
-                            "they die")
-
+    add_experiment(parser.add_argument_group("the experiment"), network, defaults)
+    add_place(parser.add_argument_group("where and how"))
     show = parser.add_argument_group("live curves (optional: pip install -r requirements-extra.txt)")
     show.add_argument("--tensorboard", action="store_true",
-                      help="write curves, settings and final metrics into the run's folder, for TensorBoard: "
-                           "tensorboard --logdir RUNS_DIR")
+                      help="write curves, settings and final metrics into the run's folder, for "
+                           "TensorBoard: tensorboard --logdir RUNS_DIR")
     show.add_argument("--wandb", action="store_true",
                       help="log the same to Weights & Biases; without an API key offline, to RUN/wandb/")
-
-    other = parser.add_argument_group("instead of training")
-    either = other.add_mutually_exclusive_group()
-    either.add_argument("--dry-run", action="store_true",
-                        help="print the folder and the epochs of every run, and do nothing")
-    either.add_argument("--evaluate", type=RUN, metavar="RUN",
-                        help="print how a run's best weights do on the test set: loss, accuracy, accuracy per class "
-                             "and confusion matrix; RUN is a folder or a name, in which parts at the end that are at "
-                             "their defaults may be missing. Leaves evaluation.json and mistakes.png, the surest wrong "
-                             "answers, in the run's folder")
-    other.add_argument("--predict", nargs="+", type=FILE, metavar="IMAGE",
-                       help="with --evaluate RUN: print the three likeliest classes of your own pictures, of any size "
-                            "and kind that Pillow reads; their central square is scaled to 32x32, what is transparent "
-                            "becomes grey. Needs no data set")
+    add_use(parser.add_argument_group("instead of training"))
     return parser
 
 
-def parse_command_line(network: str, description: str, arguments: list[str] | None = None, **defaults):
+def add_experiment(group, network: str, defaults: dict) -> None:
+    """The flags that are settings of a run."""
+    def several(name: str, default, text: str) -> None:
+        group.add_argument(f"--{name}", type=setting(name), default=[default], nargs="+", metavar="X",
+                           help=f"{text}, default {default}")
+
+    several("batch_size", defaults["batch_size"], "images per step")
+    several("learning_rate", defaults["learning_rate"], "of Adam")
+    several("drop_rate", defaults["drop_rate"], "probability of dropping a value (or map)")
+    several("seed", 0, "of all random numbers")
+    group.add_argument("--num_epochs", type=setting("num_epochs"), default=defaults["num_epochs"], metavar="N",
+                       help=f"passes over the training set, default {defaults['num_epochs']}; a finished "
+                            "run that is asked for more goes on")
+    group.add_argument("--without_BatchNorm", action="store_true", help="leave batch normalization out")
+    group.add_argument("--without_dropout", action="store_true", help="leave dropout out")
+    if network == "cnn":
+        group.add_argument("--dropout_type", choices=("1d", "2d"), default="2d",
+                           help="1d drops single activations, 2d (default) whole feature maps")
+    else:
+        group.add_argument("--hidden_size", type=setting("hidden_size"), default=100, metavar="N",
+                           help="units of the hidden layer, default 100")
+    group.add_argument("--augment", action="store_true",
+                       help="train on random crops (padding 4) and horizontal flips")
+    group.add_argument("--schedule", choices=("constant", "cosine", "onecycle"), default="constant",
+                       help="of the learning rate: constant (default), cosine from its value down to 0, "
+                            "onecycle up from 1/25 of it during the first 30 %% of the steps and then down to 0")
+    group.add_argument("--weight_decay", type=setting("weight_decay"), default=0.0, metavar="X",
+                       help="decoupled from the gradient, as in AdamW; default 0")
+    group.add_argument("--train_images", type=setting("train_images"), metavar="N",
+                       help="train on the first N images; default: all")
+    group.add_argument("--detach_statistics", action="store_true",
+                       help="no gradient through the batch's mean and variance")
+    group.add_argument("--shuffled_patches", type=setting("shuffled_patches"), metavar="N",
+                       help="patches of N x N pixels change places, in all images alike")
+
+
+def add_place(group) -> None:
+    """Where data and runs are, and how to compute."""
+    data = group.add_mutually_exclusive_group()
+    data.add_argument("--data_dir", type=FOLDER, default=ROOT / "data", metavar="DIR",
+                      help="an image folder with train/CLASS/ and test/CLASS/, or CIFAR-10, which is "
+                           "downloaded if the folder is empty; default: data/ of this repository")
+    data.add_argument("--synthetic", action="store_true", help="a built-in generated data set, for a first look")
+    group.add_argument("--runs_dir", type=FOLDER, default=ROOT / "runs", metavar="DIR",
+                       help="where runs land; default: runs/ of this repository")
+    group.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto",
+                       help="auto (default) takes a GPU if there is one")
+    group.add_argument("--precision", choices=("fp32", "bf16"), default="fp32",
+                       help="bf16: mixed precision, for hardware that has it; default fp32")
+    group.add_argument("--compile", action="store_true", help="torch.compile the network")
+    group.add_argument("--retry", action="store_true", help="retrain failed runs")
+    group.add_argument("--no_wait", action="store_true",
+                       help="do not wait for runs that other processes train (default: wait, and take "
+                            "over if they die)")
+
+
+def add_use(group) -> None:
+    """What is done instead of training."""
+    either = group.add_mutually_exclusive_group()
+    either.add_argument("--dry-run", action="store_true",
+                        help="print the folder and the epochs of every run, and do nothing")
+    either.add_argument("--evaluate", type=RUN, metavar="RUN",
+                        help="print how a run's best weights do on the test set: loss, accuracy, accuracy per "
+                             "class and confusion matrix; RUN is a folder or a run's name; trailing defaults "
+                             "may be omitted. Leaves evaluation.json and mistakes.png, the surest wrong "
+                             "answers, in the run's folder")
+    group.add_argument("--predict", nargs="+", type=FILE, metavar="IMAGE",
+                       help="with --evaluate RUN: print the three likeliest classes of your own pictures, of any "
+                            "size and kind that Pillow reads; their central square is scaled to 32x32, what is "
+                            "transparent becomes grey. Needs no data set")
+
+
+def parse_command_line(network: str, description: str, arguments: list[str] | None = None):
     """The options of main.py, with `settings`, one Settings for every combination of values, each once.
 
     Exits with code 2 and one line on stderr if a value is not allowed.
     """
-    parser = build_parser(network, description, **defaults)
+    parser = build_parser(network, description)
     options = parser.parse_args(arguments)
     options.network = network
     if options.predict and options.evaluate is None:
         parser.error("argument --predict: needs --evaluate RUN, the run whose network shall predict")
     if options.evaluate is None and not options.dry_run and not can_write_in(options.runs_dir):
-        parser.error(f"argument --runs_dir: {str(options.runs_dir)!r} is not allowed, it must be a folder to write in")
+        parser.error(f"argument --runs_dir: {str(options.runs_dir)!r} is not allowed, it must be a folder to "
+                     "write in")
     if network == "mlp" and 1 in options.batch_size and not options.without_BatchNorm:
         parser.error("argument --batch_size: 1 is not allowed with BatchNorm1d, which needs two samples to have a "
                      "variance; take 2 or more, or --without_BatchNorm")
-    options.settings = list(dict.fromkeys(
-        Settings(network, batch_size, learning_rate, drop_rate, seed, options.num_epochs,
-                 options.without_BatchNorm, options.without_dropout,
-                 getattr(options, "dropout_type", None), getattr(options, "hidden_size", None),
-                 options.precision, options.compile, options.augment, options.schedule, options.synthetic)
-        for seed, batch_size, learning_rate, drop_rate in itertools.product(
-            options.seed, options.batch_size, options.learning_rate, options.drop_rate)))
+    options.settings = combinations(options)
+    if any(len(run.name) > LONGEST_NAME for run in options.settings):
+        parser.error("the settings have too many digits for the name of a run's folder, at most "
+                     f"{LONGEST_NAME} letters; take rounder numbers")
     if options.dry_run:
-        for settings in options.settings:
-            print(f"{one_line(str(options.runs_dir / network / settings.name))}  ({settings.num_epochs} "
-                  f"epoch{'s' * (settings.num_epochs != 1)})")
+        for run in options.settings:
+            print(f"{one_line(str(options.runs_dir / network / run.name))}  ({run.num_epochs} "
+                  f"epoch{'s' * (run.num_epochs != 1)})")
         parser.exit()
     return options
+
+
+def combinations(options) -> list[Settings]:
+    """Every combination of the values given, each once."""
+    given = {field.name: getattr(options, field.name) for field in dataclasses.fields(Settings)
+             if hasattr(options, field.name)}
+    axes = ("seed", "batch_size", "learning_rate", "drop_rate")
+    return list(dict.fromkeys(Settings(**{**given, **dict(zip(axes, values, strict=True))})
+                              for values in itertools.product(*(given[axis] for axis in axes))))

@@ -10,9 +10,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from lab.status import read_plan
 from store.files import ROOT, UserError
-from store.run import Run
+from store.run import RunFolder
+from store.settings import DEFAULTS, Settings
 
 
 def main() -> int:
@@ -31,8 +31,9 @@ def main() -> int:
         print(f"\n$ {network}/main.py {' '.join(command[2:])}", flush=True)
         if code := subprocess.run(command).returncode:
             return code
-        plan = subprocess.run([*command, "--dry-run"], stdout=subprocess.PIPE, text=True, check=True).stdout
-        [(runs[network.upper()], _)] = read_plan(plan.splitlines())
+        synthetic = "_synthetic" * ("--synthetic" in data)
+        name = Settings.parse(network, str(DEFAULTS[network]["batch_size"])).name + synthetic
+        runs[network.upper()] = RunFolder(options.runs_dir / network / name)
     summarize(runs, options.runs_dir / "first_look.png")
     return 0
 
@@ -59,7 +60,7 @@ def cnn_epochs() -> int:
     return 50 if torch.cuda.is_available() or torch.backends.mps.is_available() else 3
 
 
-def summarize(runs: dict[str, Run], picture: Path) -> None:
+def summarize(runs: dict[str, RunFolder], picture: Path) -> None:
     """A table of the runs, and their accuracy over the epochs as a picture."""
     import matplotlib
 

@@ -24,14 +24,16 @@ from pathlib import Path
 
 from lab.options import Parser
 from store.files import UserError, write_file
-from store.run import COLUMNS, Run
-from store.settings import Settings
+from store.run import COLUMNS, RunFolder
+from store.settings import LIMITS, Settings
 
 PROJECT = "batchnorm-dropout"
 PATIENCE = 20.0  # seconds for Weights & Biases to answer
 CURVES = {column: "/".join(reversed(column.replace("acc", "accuracy").split("_"))) for column in COLUMNS[1:-1]}
 FINAL = ("val_loss", "val_acc", "test_loss", "test_acc")
 SETTINGS = tuple(field.name for field in dataclasses.fields(Settings))
+OPTIONAL = {field.name: LIMITS[field.name].kind() for field in dataclasses.fields(Settings)
+            if field.default is None}
 
 
 class TensorBoard:
@@ -48,7 +50,7 @@ class TensorBoard:
         self.writer = SummaryWriter(folder)
         given = {key: config[key] for key in SETTINGS if config.get(key) is not None}
         # The view takes its columns from any one run, so each names those of both networks.
-        columns = {"dropout_type": "", "hidden_size": 0, **given}
+        columns = {**OPTIONAL, **given}
         metrics = dict.fromkeys([f"best/{key}" for key in FINAL])
         experiment = hparams(columns, metrics)[0]
         _, start, self.end = hparams(given, metrics)
@@ -175,15 +177,15 @@ class Tracking:
             print(f"{self.name}: no more for {tool.package} ({type(error).__name__}: {error})", file=sys.stderr)
 
 
-def export(run: Run, tools: list[type]) -> bool:
+def export(folder: RunFolder, tools: list[type]) -> bool:
     """Write what the tools need of a run that nobody trains; returns whether it could."""
-    with run.hold() as held:
-        config = run.config()
-        if not held or config is None:
+    with folder.hold() as held:
+        run = folder.read()
+        if not held or not run.config:
             return False
-        tracking = Tracking(tools, run.folder, config, run.metrics())
-        if result := run.result():
-            tracking.finish(result)
+        tracking = Tracking(tools, folder.folder, run.config, run.rows)
+        if run.result:
+            tracking.finish(run.result)
         tracking.close()
         return len(tracking.tools) == len(tools)
 
@@ -202,7 +204,7 @@ def main() -> int:
                           for path in options.runs_dir.glob(f"{depth}config.json")})
         if not folders:
             raise UserError(f"{options.runs_dir} has no runs; give the folder that --runs_dir named")
-        left = [folder.name for folder in folders if not export(Run(folder), tools)]
+        left = [folder.name for folder in folders if not export(RunFolder(folder), tools)]
     except UserError as error:
         print(f"{sys.argv[0]}: error: {error}", file=sys.stderr)
         return 2

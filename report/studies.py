@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from store.files import ROOT, UserError, as_csv, make_folder, read_json, write_file
-from store.run import COLUMNS, Run, metrics_row
+from store.run import COLUMNS, RunFolder, metrics_row
 
 RESULTS = ROOT / "results"
 NETWORKS = ("mlp", "cnn")
@@ -70,7 +70,7 @@ class Record:
 
 def read_runs(folder: Path) -> list[Record]:
     """The runs in a RUNS_DIR, finished or not."""
-    runs = [(network, Run(path)) for network in NETWORKS for path in sorted((folder / network).glob("*_seed*"))]
+    runs = [(network, RunFolder(path)) for network in NETWORKS for path in sorted((folder / network).glob("*_seed*"))]
     return [Record(network, run.name, config, run.metrics(), run.result(), run.failure())
             for network, run in runs if (config := run.config())]
 

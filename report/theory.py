@@ -19,24 +19,25 @@ import subprocess
 import sys
 from pathlib import Path
 
-from lab.experiment import choose_device, keep_freed_memory  # before torch: says how its threads wait
+from fast.machine import choose_device, keep_freed_memory  # before torch: says how its threads wait
 
 # isort: split
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cnn.model import CNN
-from lab.evaluation import confusion_matrix, read_run, restore
-from lab.options import Parser, positive
+import cnn.model
+import mlp.model
+from lab.options import Parser, setting
 from layers import BatchNorm, Dropout
-from load_data import Data, load_cifar_2d, load_cifar_4d, normalize
-from mlp.model import MLP
+from load_data import Data, Split, load_cifar_2d, load_cifar_4d, normalize
 from report.studies import BASES, NETWORKS, SWEEP, data_name, read_runs, write_theory
 from store.files import ROOT, UserError
-from store.run import Run
-from training import EVALUATION_BATCH, on_device
+from store.run import RunFolder
+from store.trained import confusion_matrix, read_trained, restore
+from training import evaluation_batches, prepared
 
+BUILD = {"mlp": mlp.model.build, "cnn": cnn.model.build}
 BATCH_SIZES = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 DRAWN = 200  # batches of each size
 MASKS = (1, 2, 4, 8, 16, 32, 64)
@@ -53,7 +54,7 @@ def main() -> int:
     parser.add_argument("--synthetic", action="store_true", help="they learned from the generated set")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto",
                         help="auto (default) takes a GPU if there is one")
-    parser.add_argument("--num_epochs", type=positive(), default=5, metavar="N", help="of `rates`, default 5")
+    parser.add_argument("--num_epochs", type=setting("num_epochs"), default=5, metavar="N", help="of `rates`, default 5")
     options = parser.parse_args()
     if unknown := [topic for topic in options.topics if topic not in (*TOPICS, "rates")]:
         parser.error(f"argument TOPIC: {unknown[0]!r} is not allowed, it must be one of {', '.join(TOPICS)}, rates")
@@ -98,24 +99,18 @@ def measure(network: str, topic: str, options) -> bool:
     data = (load_cifar_4d if network == "cnn" else load_cifar_2d)(options.data_dir, options.synthetic)
     if any(record.fingerprint != data.fingerprint for record in records):
         raise UserError(f"runs in {options.runs_dir} learned from other data than {options.data_dir}; name theirs")
-    data = data._replace(**{name: on_device(getattr(data, name), device) for name in ("train", "val", "test")})
-    trained = [read_run(Run(options.runs_dir / network / record.name), network) for record in records]
+    build = BUILD[network]
+    trained = [read_trained(RunFolder(options.runs_dir / network / record.name), network) for record in records]
+    data = prepared(data, trained[0].settings, device)
     torch.manual_seed(0)
     with torch.inference_mode():
-        result = TOPICS[topic]([restore(one, build, device).network for one in trained], data)
+        result = TOPICS[topic]([restore(one, build, device) for one in trained], data)
     result = json.loads(json.dumps(result), parse_float=lambda text: round(float(text), 6))
     write_theory(options.runs_dir / "theory.json", {network: {topic: {
         "data": data_name(records[0]), "setting": records[0].setting, "runs": [record.name for record in records],
         **result}}})
     print(f"{network} {topic}: measured on {', '.join(record.name for record in records)}")
     return True
-
-
-def build(settings, num_classes: int) -> nn.Module:
-    flags = settings.drop_rate, settings.without_BatchNorm, settings.without_dropout
-    if settings.network == "cnn":
-        return CNN(*flags, settings.dropout_type, num_classes)
-    return MLP(settings.hidden_size, *flags, num_classes)
 
 
 def switch(network: nn.Module, kind: type, training: bool) -> None:
@@ -125,9 +120,9 @@ def switch(network: nn.Module, kind: type, training: bool) -> None:
             module.train(training)
 
 
-def probabilities(network: nn.Module, images: Tensor) -> Tensor:
+def probabilities(network: nn.Module, split: Split) -> Tensor:
     """Of each class for each image, in float64 on the CPU (not every device has that type): N x classes."""
-    return torch.cat([network(normalize(part)).cpu().double().softmax(1) for part in images.split(EVALUATION_BATCH)])
+    return torch.cat([network(x).cpu().double().softmax(1) for x, _ in evaluation_batches(split)])
 
 
 def bagging(networks: list[nn.Module], data: Data) -> dict:
@@ -142,12 +137,12 @@ def bagging(networks: list[nn.Module], data: Data) -> dict:
         right = (answers.argmax(1) == test_truth.argmax(1)).double().mean()
         return torch.stack([(answers - test_truth).square().mean(), right])
 
-    answers = torch.stack([probabilities(network, data.val.images) for network in networks])
+    answers = torch.stack([probabilities(network, data.val) for network in networks])
     errors = (answers - validation_truth).flatten(1)
     products = errors @ errors.T / errors.size(1)
     v = products.diagonal().mean().item()
     c = ((products.sum() - products.trace()) / max(1, n * (n - 1))).item()
-    single = [probabilities(network, data.test.images) for network in networks]
+    single = [probabilities(network, data.test) for network in networks]
     averaged = [torch.stack([score(sum(chosen) / k) for chosen in itertools.combinations(single, k)]).mean(0)
                 for k in range(1, n + 1)]
     masked = torch.zeros(len(MASKS), 2, dtype=torch.double)
@@ -155,7 +150,7 @@ def bagging(networks: list[nn.Module], data: Data) -> dict:
         switch(network, Dropout, True)
         total = torch.zeros_like(single[0])
         for mask in range(1, MASKS[-1] + 1):
-            total += probabilities(network, data.test.images)
+            total += probabilities(network, data.test)
             if mask in MASKS:
                 masked[MASKS.index(mask)] += score(total / mask) / n
     (error, accuracy), (masked_error, masked_accuracy) = torch.stack(averaged).T.tolist(), masked.T.tolist()
@@ -167,18 +162,18 @@ def bagging(networks: list[nn.Module], data: Data) -> dict:
 def statistics(networks: list[nn.Module], data: Data) -> dict:
     """How far batch statistics lie from the training set's, and the test accuracy with them; mean over networks."""
     sizes = [n for n in BATCH_SIZES if n <= len(data.test.labels)]
-    each = [[*distances(network, data.train.images, sizes), *accuracies(network, data, sizes)] for network in networks]
+    each = [[*distances(network, data.train, sizes), *accuracies(network, data, sizes)] for network in networks]
     keys = ("mean", "variance", "mean_theory", "variance_theory", "batch_accuracy", "running_accuracy")
     return {"batch_sizes": sizes, **{key: torch.tensor(values).mean(0).tolist()
                                      for key, values in zip(keys, zip(*each, strict=True), strict=True)}}
 
 
-def distances(network: nn.Module, images: Tensor, sizes: list[int]) -> tuple[list, list, float, float]:
+def distances(network: nn.Module, split: Split, sizes: list[int]) -> tuple[list, list, float, float]:
     """Root mean square distance of a batch's mean (in standard deviations) and variance (relative) from those of
     all images, over channels and random batches, per size; and by what theory divides the square root of n."""
     first = next(network.children())  # the first BatchNorm normalizes what it gives out
-    moments = [torch.stack([x.mean(2), x.square().mean(2)]) for part in images.split(EVALUATION_BATCH)
-               for x in [first(normalize(part)).cpu().double().reshape(len(part), first.weight.size(0), -1)]]
+    moments = [torch.stack([x.mean(2), x.square().mean(2)]) for part, _ in evaluation_batches(split)
+               for x in [first(part).cpu().double().reshape(len(part), first.weight.size(0), -1)]]
     moments = torch.cat(moments, 1)  # 2 x images x channels: over the positions of an image
     moments = moments[:, :, (moments[1].mean(0) - moments[0].mean(0).square()) > 1e-12]  # channels that vary
 
@@ -193,7 +188,7 @@ def distances(network: nn.Module, images: Tensor, sizes: list[int]) -> tuple[lis
 
     off_mean, off_variance = [], []
     for n in sizes:
-        batches = [moments_to_statistics(moments[:, torch.randperm(len(images))[:n]]) for _ in range(DRAWN)]
+        batches = [moments_to_statistics(moments[:, torch.randperm(len(split.labels))[:n]]) for _ in range(DRAWN)]
         off_mean.append(rms([(batch_mean - mean) / variance.sqrt() for batch_mean, _ in batches]))
         off_variance.append(rms([batch_variance / variance - 1 for _, batch_variance in batches]))
     around_mean = moments[1] - 2 * mean * moments[0] + mean.square()  # of an image: mean of (x - mean)^2
@@ -212,13 +207,13 @@ def accuracies(network: nn.Module, data: Data, sizes: list[int]) -> tuple[list[f
             right += (network(normalize(images[whole])).argmax(1) == labels[whole])[:len(batch)].sum()
         return right.item() / len(labels)
 
-    running = accuracy(min(EVALUATION_BATCH, len(labels)))
+    running = accuracy(min(250, len(labels)))
     switch(network, BatchNorm, True)  # moves the running statistics too, which nobody needs any more
     return [accuracy(n) for n in sizes], running
 
 
 def confusion(networks: list[nn.Module], data: Data) -> dict:
-    answers = probabilities(networks[0], data.test.images).argmax(1)
+    answers = probabilities(networks[0], data.test).argmax(1)
     matrix = confusion_matrix(data.test.labels, answers, len(data.classes))
     return {"classes": data.classes, "confusion": matrix.tolist()}
 

@@ -3,20 +3,27 @@
 import contextlib
 import csv
 import errno
-import fcntl
 import io
 import json
 import os
 import socket
 import stat
+import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    sys.exit("error: this needs the file locks of Linux or macOS; on Windows, run it in WSL")
+
 ROOT = Path(__file__).resolve().parents[1]
 MAX_CHECKPOINT = 2 ** 32  # bytes: that of the largest network has 3.3 GB
 MAX_TEXT = 2 ** 26  # of metrics.csv and of a JSON file
+MAX_HOLDER = 300  # of the text in a lock file
 NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}
+NO_FSYNC = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS}  # for a folder: CIFS and some FUSE
 
 
 class UserError(Exception):
@@ -33,12 +40,12 @@ def one_line(text: str) -> str:
 
 
 def no_link(path: str, flags: int) -> int:
-    """An `opener` for files to write: a link in their place may lead anywhere, and a pipe would wait for a reader."""
+    """An `opener` for files to write: a link may lead anywhere, a pipe would wait for a reader."""
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
 
 
 def read_file(path: Path, most: int = MAX_TEXT) -> bytes:
-    """The bytes of a file; ValueError for a pipe, which may never end, and for more bytes than we would write."""
+    """The bytes of a file; ValueError for a pipe, which may never end, and for too many bytes."""
     status = path.stat()
     if not stat.S_ISREG(status.st_mode) or status.st_size > most:
         raise ValueError(f"{path} is no file of at most {most} bytes")
@@ -46,7 +53,7 @@ def read_file(path: Path, most: int = MAX_TEXT) -> bytes:
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Write `data` so that `path` holds all of it or stays as it was, whatever happens, power cuts included."""
+    """Write `data` so that `path` holds all of it or stays as it was, power cuts included."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with open(temporary, "wb", opener=no_link) as file:
@@ -58,7 +65,11 @@ def write_file(path: Path, data: bytes) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        raise UserError(f"cannot write {path}: {error.strerror}; mend that and run the same command again") from error
+        raise UserError(f"cannot write {path}: {error.strerror}; mend that and run the same "
+                        "command again") from error
+
+
+_unsynced: set[int] = set()  # devices whose folders take no fsync
 
 
 def _sync_folder(folder: Path) -> None:
@@ -66,6 +77,14 @@ def _sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        device = os.fstat(descriptor).st_dev
+        if error.errno not in NO_FSYNC:
+            raise
+        if device not in _unsynced:
+            print(one_line(f"the file system of {folder} cannot sync folders: a power cut may undo "
+                           "the last epochs"), file=sys.stderr)
+        _unsynced.add(device)
     finally:
         os.close(descriptor)
 
@@ -74,17 +93,19 @@ def make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cannot make the folder {path}: {error.strerror}; name another one") from error
+        raise UserError(f"cannot make the folder {path}: {error.strerror}; name another "
+                        "one") from error
 
 
 @contextlib.contextmanager
 def lock(path: Path, wait: bool = True):
-    """Hold the lock file `path`; yields False, without it, if another process has it and `wait` is False.
-    Yields the open file otherwise.
+    """Hold the lock file `path` and yield it open; without `wait`, yield False if another has it.
 
-    The system releases the lock when its holder dies. The file names the holder and goes when it is done.
+    The system releases the lock when its holder dies. The file names the holder and goes with it.
     """
     file = _try_lock(path)
+    if file is None and wait:
+        print(one_line(f"waiting for {path}, held by {holder(path) or 'nobody'}"), file=sys.stderr)
     while file is None and wait:
         time.sleep(0.2)
         file = _try_lock(path)
@@ -94,8 +115,9 @@ def lock(path: Path, wait: bool = True):
     with file:
         with contextlib.suppress(OSError):  # on a full disk the lock holds all the same
             file.truncate(0)
-            holder = f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}"
-            os.write(file.fileno(), holder.encode())
+            text = (f"process {os.getpid()} on {socket.gethostname()} since "
+                    f"{time.strftime('%Y-%m-%d %H:%M:%S')}")
+            os.write(file.fileno(), text.encode())
         try:
             yield file
         finally:
@@ -131,15 +153,16 @@ def _try_lock(path: Path):
         pass  # the file, or the whole folder, went between two calls
     except OSError as error:
         if error.errno in NO_LOCKS:
-            raise UserError(f"the file system of {path.parent} has no working locks ({error.strerror}), so two "
-                            "processes could train one run; choose a --runs_dir on another file system") from error
-        raise UserError(f"cannot lock {path}: {error.strerror or error}; mend that or choose another "
-                        "--runs_dir") from error
+            raise UserError(f"the file system of {path.parent} has no working locks "
+                            f"({error.strerror}), so two processes could train one run; choose a "
+                            "--runs_dir on another file system") from error
+        raise UserError(f"cannot lock {path}: {error.strerror or error}; mend that or choose "
+                        "another --runs_dir") from error
     return None
 
 
 def _refuse_idle_locks(path: Path) -> None:
-    """Some network mounts grant every lock: a lock just taken must be refused when it is asked for again."""
+    """Some network mounts grant every lock: one just taken must be refused when asked again."""
     with open(path) as second:
         try:
             fcntl.flock(second, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -148,15 +171,18 @@ def _refuse_idle_locks(path: Path) -> None:
     raise OSError(errno.ENOLCK, "it grants one lock twice")
 
 
-def is_locked(path: Path) -> bool:
+def holder(path: Path) -> str:
+    """Who holds the lock, in words; empty if nobody does."""
     try:
-        with open(path, opener=no_link) as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+        with open(path, "rb", opener=no_link) as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                text = file.read(MAX_HOLDER).decode(errors="replace")
+                return one_line(text) or "another process"
     except OSError:
-        return False
-    return False
+        pass
+    return ""
 
 
 def read_json(path: Path) -> dict | None:
@@ -168,6 +194,10 @@ def read_json(path: Path) -> dict | None:
     return value if isinstance(value, dict) else None
 
 
+def write_json(path: Path, value: dict) -> None:
+    write_file(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
 def as_csv(columns: tuple[str, ...], rows: Iterable[dict]) -> bytes:
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
@@ -177,8 +207,5 @@ def as_csv(columns: tuple[str, ...], rows: Iterable[dict]) -> bytes:
 
 
 def is_number(value) -> bool:
-    return isinstance(value, int | float) and abs(value) < 1e300  # no whole number that is too large for a float
-
-
-def write_json(path: Path, value: dict) -> None:
-    write_file(path, (json.dumps(value, indent=2) + "\n").encode())
+    """Whether it is a number that can be counted with: finite, and no whole one beyond floats."""
+    return isinstance(value, int | float) and abs(value) < 1e300

@@ -1,4 +1,4 @@
-"""A run on disk: its folder, its lock, and files that appear whole or not at all.
+"""A run on disk, and what is known of it.
 
 A run is the folder `runs/<mlp|cnn>/<name>/` with
 
@@ -8,28 +8,33 @@ A run is the folder `runs/<mlp|cnn>/<name>/` with
     metrics.csv     a row per epoch
     best.pt         the network at its best validation accuracy
     result.json     written last: the run is finished
-    failed.json     instead of a result: why the run ended, in which epoch and step
+    failed.json     why the run ended otherwise, in which epoch and step
     lock            held, and present, while a process trains the run
 
-`checkpoint.pt` is the truth. `metrics.csv` and `best.pt` are written from it, after it, so a process may
-be killed at any moment: the next one takes up the checkpoint and writes them again.
+`checkpoint.pt` is the truth. `metrics.csv` and `best.pt` are written from it, after it, so a process
+may be killed at any moment: the next one takes up the checkpoint and writes them again.
 
-Nothing in here knows what a network is or imports torch, so the state of a thousand runs is read in no time.
+`RunFolder` holds, writes and reads such a folder; `Run` is what is known of a run, read from a folder
+or from results/. Neither knows a network or imports torch: a thousand runs are read in no time.
 """
 
 import contextlib
 import csv
 import io
 import os
+import re
 import sys
 import zipfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from store.files import (
     MAX_CHECKPOINT,
     UserError,
     as_csv,
-    is_locked,
+    holder,
     is_number,
     is_same,
     lock,
@@ -39,18 +44,92 @@ from store.files import (
     write_file,
     write_json,
 )
+from store.settings import Settings
 
 COLUMNS = ("epoch", "train_loss", "train_acc", "val_loss", "val_acc", "test_loss", "test_acc", "seconds")
 RESULT = ("epochs", "best_epoch", "val_loss", "val_acc", "test_loss", "test_acc", "seconds")
+STATES = ("finished", "running", "interrupted", "failed", "missing")
 
 
 def metrics_row(cells: dict[str, str]) -> dict:
-    """A row of metrics.csv as numbers."""
-    return {key: int(cells[key]) if key == "epoch" else float(cells[key]) for key in COLUMNS}
+    """A row of metrics.csv as numbers; ValueError for what is none, or cannot be counted with."""
+    row = {key: int(cells[key]) if key == "epoch" else float(cells[key]) for key in COLUMNS}
+    if not all(map(is_number, row.values())):
+        raise ValueError("a number that is not finite")
+    return row
 
 
+@dataclass(frozen=True)
 class Run:
-    """The folder of one run. Reading is free for all; write only inside `with run.hold() as held`, if held."""
+    """What is known of one run, finished or not.
+
+    Its name is SETTING_seedSEED[_VARIANT], the variant being empty at the defaults.
+    """
+
+    network: str
+    name: str
+    config: dict
+    rows: list[dict]  # COLUMNS, one per epoch
+    result: dict | None = None
+    failure: dict | None = None
+    worker: str = ""  # who trains it, if anybody does
+
+    @cached_property
+    def _parts(self) -> tuple[str, str, str]:
+        match = re.fullmatch(r"(.+)_seed(\d+)(?:_(.+))?", self.name)
+        return match.groups(default="") if match else (self.name, "0", "")
+
+    setting = property(lambda self: self._parts[0])
+    seed = property(lambda self: int(self._parts[1]))
+    variant = property(lambda self: self._parts[2])
+
+    @cached_property
+    def settings(self) -> Settings | None:
+        """As its name tells; None for a folder of another kind of name."""
+        try:
+            return Settings.parse(self.network, self.name)
+        except ValueError:
+            return None
+
+    @property
+    def data(self) -> dict:
+        """What data it learned from, as config.json tells."""
+        data = self.config.get("data")
+        return data if isinstance(data, dict) else {}
+
+    @property
+    def fingerprint(self) -> str:
+        return str(self.data.get("fingerprint", ""))
+
+    @property
+    def classes(self) -> int:
+        """How many classes its data has; as many as CIFAR-10 where that is not known."""
+        classes = self.data.get("classes")
+        return len(classes) if isinstance(classes, list) and classes else 10
+
+    @property
+    def num_epochs(self) -> int:
+        """How many epochs were asked for."""
+        epochs = self.config.get("num_epochs")
+        return epochs if isinstance(epochs, int) and epochs > 0 else len(self.rows)
+
+    @property
+    def seconds_per_epoch(self) -> float | None:
+        return sum(row["seconds"] for row in self.rows) / len(self.rows) if self.rows else None
+
+    def state(self, num_epochs: int) -> str:
+        """One of STATES, for a run that is to have so many epochs."""
+        if self.result and self.result["epochs"] >= num_epochs:
+            return "finished"
+        if self.worker:
+            return "running"
+        if self.failure:
+            return "failed"
+        return "interrupted" if self.config or self.rows else "missing"
+
+
+class RunFolder:
+    """The folder of one run. Reading is free for all; write only inside `with hold() as held`, if held."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -62,14 +141,12 @@ class Run:
         with lock(self.folder / "lock", wait=False) as self.lock_file:
             yield bool(self.lock_file)
 
-    def holder(self) -> str:
-        """Who holds the lock, in words; empty if nobody does."""
-        path = self.folder / "lock"
-        if not is_locked(path):
-            return ""
-        with contextlib.suppress(OSError, UnicodeDecodeError):
-            return path.read_text() or "another process"
-        return "another process"
+    # reading
+
+    def read(self) -> Run:
+        worker = holder(self.folder / "lock")  # first: a run that ends just now must not look interrupted
+        return Run(self.folder.parent.name, self.name, self.config() or {}, self.metrics(), self.result(),
+                   self.failure(), worker)
 
     def config(self) -> dict | None:
         config = read_json(self.folder / "config.json")
@@ -90,40 +167,18 @@ class Run:
     def metrics(self) -> list[dict]:
         """The rows of metrics.csv, epochs as int and the rest as float; a damaged row ends them."""
         rows = []
-        try:
+        with contextlib.suppress(OSError, KeyError, TypeError, ValueError, csv.Error):
             text = read_file(self.folder / "metrics.csv").decode(errors="replace")
             for row in csv.DictReader(io.StringIO(text, newline="")):
                 rows.append(metrics_row(row))
-        except (OSError, KeyError, TypeError, ValueError, csv.Error):
-            pass
         return rows
 
-    def state(self, num_epochs: int) -> str:
-        """finished, failed, running, interrupted or missing."""
-        held = is_locked(self.folder / "lock")  # asked first: a run that ends just now must not look interrupted
-        if self.finished(num_epochs):
-            return "finished"
-        if held:
-            return "running"
-        if self.failure():
-            return "failed"
-        return "interrupted" if (self.folder / "config.json").exists() else "missing"
-
-    def start(self, config: dict) -> None:
-        """Note the settings of a new run, or of one that goes on."""
-        for leftover in self.folder.glob(".*.tmp"):
-            leftover.unlink(missing_ok=True)
-        for outcome in ("failed.json", "result.json"):
-            (self.folder / outcome).unlink(missing_ok=True)
-        if self.config() != config:
-            write_json(self.folder / "config.json", config)
-
-    def checkpoints(self):
-        """The bytes of the checkpoints, last one first; a damaged one is named and passed over."""
+    def checkpoints(self, most: int = MAX_CHECKPOINT) -> Iterator[tuple[Path, bytes]]:
+        """The checkpoints of at most so many bytes, last one first; a damaged one is named and passed."""
         for path in (self.folder / "checkpoint.pt", self.folder / "checkpoint.previous.pt"):
             if path.exists():
                 try:
-                    data = read_file(path, MAX_CHECKPOINT)
+                    data = read_file(path, most)
                 except ValueError:
                     data = b""
                 if intact(data):
@@ -131,23 +186,33 @@ class Run:
                 else:
                     print(one_line(f"{path} is damaged and not used"), file=sys.stderr)
 
+    def has_checkpoint(self) -> bool:
+        return any((self.folder / name).exists() for name in ("checkpoint.pt", "checkpoint.previous.pt"))
+
+    # writing
+
+    def start(self, config: dict) -> None:
+        """Note the settings of a new run, or of one that goes on."""
+        for leftover in self.folder.glob(".*.tmp"):
+            leftover.unlink(missing_ok=True)
+        (self.folder / "failed.json").unlink(missing_ok=True)
+        if self.config() != config:
+            write_json(self.folder / "config.json", config)
+
     def step_back(self) -> None:
         """Put the checkpoint before in the place of one that is missing or of no use."""
         os.replace(self.folder / "checkpoint.previous.pt", self.folder / "checkpoint.pt")
 
     def save(self, rows: list[dict], checkpoint: bytes, best: bytes | None) -> None:
-        """Write the state after an epoch. `best` is given when that epoch's network is the best so far."""
-        self.save_checkpoint(checkpoint)
-        self.save_views(rows, best)
-
-    def save_checkpoint(self, data: bytes) -> None:
+        """Write the state after an epoch, with `best` if its network is the best so far."""
         path = self.folder / "checkpoint.pt"
         if self.lock_file and not is_same(self.lock_file, self.folder / "lock"):
-            raise UserError(f"{self.folder / 'lock'} was removed, so another process may train this run; nothing more "
-                            "is written here, run the same command again")
+            raise UserError(f"{self.folder / 'lock'} was removed, so another process may train this run; "
+                            "nothing more is written here, run the same command again")
         with contextlib.suppress(FileNotFoundError):
             os.replace(path, self.folder / "checkpoint.previous.pt")
-        write_file(path, data)
+        write_file(path, checkpoint)
+        self.save_views(rows, best)
 
     def save_views(self, rows: list[dict], best: bytes | None) -> None:
         """metrics.csv and best.pt, which say what the checkpoint holds."""
@@ -162,11 +227,21 @@ class Run:
         write_json(self.folder / "failed.json", failure)
 
 
-def intact(data: bytes) -> bool:
-    """Whether bytes that torch.save wrote are whole: it writes a zip archive with a CRC-32 of every part.
+def forget_failures(folders: Iterable[RunFolder]) -> None:
+    """Let failed runs be trained again, but for one that another process has taken up already."""
+    for folder in folders:
+        if folder.failure():
+            with folder.hold() as held:
+                if held:
+                    (folder.folder / "failed.json").unlink(missing_ok=True)
 
-    It never compresses, so what would take more room unpacked is refused unread. It sets no attributes, which no CRC
-    covers, either: torch.load skips a part that is marked as a folder, and its tensor is what was in memory before.
+
+def intact(data: bytes) -> bool:
+    """Whether bytes that torch.save wrote are whole: a zip archive with a CRC-32 of every part.
+
+    torch.save never compresses, so an archive that would unpack to more is refused unread. It sets no
+    attributes either, which no CRC covers: torch.load skips a part marked as a folder, and its tensor
+    is whatever was in memory before.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:

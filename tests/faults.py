@@ -17,7 +17,7 @@ import torch._dynamo  # the optimizer imports it at its first step, which would 
 from in_process import main, only_run, untimed
 
 from store import files
-from store.run import Run
+from store.run import RunFolder
 
 FULL = os.environ.get("FAULTS") == "full"  # the whole count, or a tenth
 
@@ -157,7 +157,7 @@ def outcome(folder: Path) -> dict:
                for key, value in best.pop("network").items()}
     lines = (folder / "metrics.csv").read_text().splitlines()
     best.pop("seconds")
-    result = Run(folder).result()
+    result = RunFolder(folder).result()
     result.pop("seconds")
     return {"metrics": [line.rpartition(",")[0] for line in lines], "weights": weights, "best": best, "result": result,
             # One that is killed after its last file leaves a lock file, which nobody holds.

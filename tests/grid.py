@@ -85,13 +85,13 @@ def epochs_per_run(runs: Path) -> dict[str, int]:
 
 def differences(runs: Path, others: Path, count: int) -> list[str]:
     """In what the runs of one folder are not finished, or not the same as those of another; and stray files."""
-    from store.run import Run
+    from store.run import RunFolder
 
     folders = sorted(others.glob("*/*/result.json"))
     found = [] if len(folders) == count else [f"{len(folders)} runs to compare with, not {count}"]
     for folder in (path.parent for path in folders):
         mine = runs / folder.relative_to(others)
-        if not Run(mine).result():
+        if not RunFolder(mine).result():
             found.append(f"{mine} is not finished")
             continue
         if essence(mine) != essence(folder):

@@ -1,16 +1,18 @@
 """main.py in this process: the same command line and the same experiment, without starting Python and torch anew."""
 
+from unittest import mock
+
 import numpy as np
 import torch
 
-from cnn.model import CNN
+import cnn.model
+import mlp.model
 from lab.experiment import run_experiment
 from lab.options import parse_command_line
 from load_data import Data, Split, load_cifar_2d, load_cifar_4d
-from mlp.model import MLP
-from store.run import Run
+from store.run import RunFolder
 from store.settings import Settings
-from training import Trainer, on_device
+from training import Trainer, prepared
 
 CPU = torch.device("cpu")
 DEFAULTS = {"mlp": {"batch_size": 32, "learning_rate": 0.001, "drop_rate": 0.2, "num_epochs": 2},
@@ -18,23 +20,28 @@ DEFAULTS = {"mlp": {"batch_size": 32, "learning_rate": 0.001, "drop_rate": 0.2, 
 LOAD = {"mlp": load_cifar_2d, "cnn": load_cifar_4d}
 
 
+BUILD = {"mlp": mlp.model.build, "cnn": cnn.model.build}
+
+
 def build(settings: Settings, num_classes: int = 10):
-    if settings.network == "mlp":
-        return MLP(settings.hidden_size, settings.drop_rate, settings.without_BatchNorm, settings.without_dropout,
-                   num_classes)
-    return CNN(settings.drop_rate, settings.without_BatchNorm, settings.without_dropout, settings.dropout_type,
-               num_classes)
+    return BUILD[settings.network](settings, num_classes)
+
+
+def options_of(network: str, *arguments):
+    """The options of a command line, whose defaults are those of the tests, so that runs are short."""
+    with mock.patch.dict("store.settings.DEFAULTS", DEFAULTS):
+        return parse_command_line(network, "", [str(argument) for argument in arguments])
 
 
 def main(network: str, *arguments) -> int:
-    """The exit code of `python <network>/main.py ARGUMENTS`."""
-    options = parse_command_line(network, "", [str(argument) for argument in arguments], **DEFAULTS[network])
+    """The exit code of `python <network>/main.py ARGUMENTS`, with the defaults of the tests."""
+    options = options_of(network, *arguments)
     return run_experiment(options, build, LOAD[network])
 
 
-def only_run(runs_dir, network: str) -> Run:
+def only_run(runs_dir, network: str) -> RunFolder:
     folder, = (runs_dir / network).iterdir()
-    return Run(folder)
+    return RunFolder(folder)
 
 
 def settings_of(network: str, **changes) -> Settings:
@@ -49,13 +56,14 @@ def random_data(network: str, train: int = 70, val: int = 30, test: int = 30, se
     def split(count: int) -> Split:
         images = torch.from_numpy(random.randint(0, 256, (count, 3, 32, 32), dtype=np.uint8))
         labels = torch.from_numpy(random.randint(0, 10, count))
-        return on_device(Split(images.flatten(1) if network == "mlp" else images, labels), CPU)
+        return Split(images.flatten(1) if network == "mlp" else images, labels)
 
-    return Data(split(train), split(val), split(test), tuple("abcdefghij"), "image folder", "none")
+    data = Data(split(train), split(val), split(test), tuple("abcdefghij"), "image folder", "none")
+    return prepared(data, settings_of(network), CPU)
 
 
 def trainer_of(settings: Settings, data: Data | None = None) -> Trainer:
-    return Trainer(lambda: build(settings), random_data(settings.network) if data is None else data, settings, CPU)
+    return Trainer(build, random_data(settings.network) if data is None else data, settings, CPU)
 
 
 def untimed(rows: list[dict]) -> list[dict]:

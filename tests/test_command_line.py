@@ -19,14 +19,15 @@ from conftest import ROOT, run_main, write_image_folder
 from faults import FULL
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from in_process import DEFAULTS, main, only_run, random_data, settings_of, trainer_of
+from in_process import main, only_run, options_of, random_data, settings_of, trainer_of
 
-from lab.experiment import as_bytes, identity, print_table, refuse_impossible, take_up
-from lab.options import parse_command_line
+from lab.checkpoint import as_bytes, identity, take_up
+from lab.experiment import refuse_impossible
+from lab.progress import print_results
 from load_data import load_cifar_4d
 from store.cache import CACHE
 from store.files import UserError
-from store.run import Run
+from store.run import RunFolder
 
 TIMES = 5 if FULL else 1
 
@@ -70,22 +71,28 @@ def nowhere(tmp_path, monkeypatch):
 WHOLE, RATE = "whole number, 1 or more", "finite number above 0"
 NO_NUMBERS = ["nan", "inf", "-inf", "", " ", "x", "1e", "0x10", "1,5", "1 2", "None", "\u221e", "1\n"]
 WRONG = {
-    "batch_size": (WHOLE, ["0", "-1", "1.0", "1.5", "1e3", "9" * 5000, str(10 ** 50), *NO_NUMBERS[:-1]]),
-    "num_epochs": (WHOLE, ["0", "-1", "1.0", "2.5", "1e3", str(10 ** 50), *NO_NUMBERS[:-1]]),
+    "batch_size": (WHOLE, ["0", "-1", "1.0", "1.5", "1e3", "9" * 5000, *NO_NUMBERS[:-1]]),
+    "num_epochs": (WHOLE, ["0", "-1", "1.0", "2.5", "1e3", *NO_NUMBERS[:-1]]),
     "learning_rate": (RATE, ["0", "-0.0", "-1", "-1e-300", "1e-400", "1e309", *NO_NUMBERS[:-1]]),
     "drop_rate": ("from 0 to below 1", ["-1e-300", "-0.1", "1", "1.0", "1.5", "1e309", *NO_NUMBERS[:-1]]),
-    "seed": ("whole number, 0 or more", ["-1", "0.0", "1e3", str(10 ** 50), *NO_NUMBERS[:-1]]),
+    "seed": ("whole number, 0 or more", ["-1", "0.0", "1e3", *NO_NUMBERS[:-1]]),
     "hidden_size": ("from 1 to 65536", ["0", "-1", "65537", "1.5", *NO_NUMBERS[:-1]]),
     "dropout_type": ("1d", ["3d", "", "2D", "nan", "1d\n2d"]),
     "schedule": ("constant", ["linear", "", "Cosine", "0"]),
     "precision": ("fp32", ["fp16", "", "32", "bf16 "]),
+    "weight_decay": ("0 or more", ["-1", "-1e-9", *NO_NUMBERS[:-1]]),
+    "train_images": (WHOLE, ["0", "-1", "1.5", *NO_NUMBERS[:-1]]),
+    "shuffled_patches": ("1, 2, 4, 8 or 16", ["0", "3", "32", "-8", *NO_NUMBERS[:-1]]),
     "device": ("cpu", ["gpu", "", "cuda:0", "CPU"]),
 }
 RIGHT = {
-    "batch_size": ["2", "80", str(10 ** 50 - 1)], "num_epochs": ["1", "1000000"], "seed": ["0", str(2 ** 64)],
+    "batch_size": ["2", "80", str(10 ** 50)], "num_epochs": ["1", "1000000"],
+    "seed": ["0", str(2 ** 64), str(10 ** 50)],
     "learning_rate": ["5e-324", "1e-30", "1.7976931348623157e308"],
     "drop_rate": ["0", "-0.0", "1e-300", "0.9999999999999999"],
     "hidden_size": ["1", "65536"], "dropout_type": ["1d", "2d"], "schedule": ["constant", "cosine", "onecycle"],
+    "weight_decay": ["0", "-0.0", "1e-300", "3"], "train_images": ["1", "40000"],
+    "shuffled_patches": ["1", "2", "4", "8", "16"],
     "precision": ["fp32", "bf16"], "device": ["auto", "cpu", "cuda", "mps"],
 }
 
@@ -105,9 +112,14 @@ def test_a_value_beyond_its_limits_is_named_with_what_is_allowed(flag, nowhere, 
 @pytest.mark.parametrize("flag", RIGHT)
 def test_a_value_at_its_limits_is_taken(flag, nowhere):
     for value in RIGHT[flag]:
-        options = parse_command_line(network_with(flag), "", [f"--{flag}={value}"], **DEFAULTS[network_with(flag)])
+        options = options_of(network_with(flag), f"--{flag}={value}")
         name = options.settings[0].name
         assert len(name) < 256 and "-0.0" not in name
+
+
+def test_a_name_longer_than_a_folder_may_have_is_refused(nowhere, capsys):
+    line = refused(capsys, "mlp", "--seed", "9" * 250)
+    assert "too many digits" in line and "at most 255" in line
 
 
 def test_a_flag_without_its_value_is_named(nowhere, capsys):
@@ -231,7 +243,7 @@ def parsed(network: str, arguments: list[str]):
     kept = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = out, err
     try:
-        return parse_command_line(network, "", arguments, **DEFAULTS[network]), err.getvalue()
+        return options_of(network, *arguments), err.getvalue()
     except SystemExit as stop:
         return stop.code, err.getvalue()
     finally:
@@ -348,7 +360,7 @@ def test_any_bytes_in_a_checkpoint_are_the_checkpoint_or_not_used(data):
         good.write_bytes(as_bytes({"identity": identity(SMALL, noise), **trainer.state_dict()}))
     whole = good.read_bytes()
     (folder / "checkpoint.pt").write_bytes(data.draw(damaged(whole)))
-    taken = take_up(Run(folder), lambda: trainer_of(SMALL, noise), SMALL, noise)
+    taken = take_up(RunFolder(folder), lambda: trainer_of(SMALL, noise))
     if taken.epoch:
         state = torch.load(io.BytesIO(whole), weights_only=True)
         assert taken.rows == state["rows"]
@@ -394,8 +406,8 @@ def test_any_bytes_in_json_are_taken_or_seen_as_damaged(data, name):
                         st.sampled_from(sorted(json.loads(good))), JSON)
     path.write_bytes(data.draw(st.one_of(values, changed, damaged(good))))
     try:
-        run.state(2), run.failure(), run.result(), run.config()
-        print_table({files().settings: run})
+        run.read().state(2)
+        print_results([run])
         refuse_impossible(files().settings, run, files().data)
         if name == "config.json":
             main("mlp", "--runs_dir", files().runs, "--evaluate", run.name, "--predict",

@@ -14,9 +14,11 @@ from in_process import LOAD, build, main, only_run
 from PIL import Image
 
 from lab import evaluation
-from lab.evaluation import class_probabilities, find_run, read_picture, table
+from lab.evaluation import find_run, table
 from load_data import load_cifar_4d, normalize
 from store.files import UserError
+from store.pictures import read_picture
+from store.trained import class_probabilities, read_trained, restore
 
 NETWORKS = ("mlp", "cnn")
 
@@ -59,7 +61,7 @@ def test_confusion_and_accuracy_per_class_count_the_answers(trained, image_folde
     run = only_run(trained, "mlp")
     kept = json.loads((run.folder / "evaluation.json").read_text())
     data = LOAD["mlp"](image_folder)
-    network = build(evaluation.read_run(run, "mlp").settings)
+    network = build(read_trained(run, "mlp").settings)
     network.load_state_dict(torch.load(run.folder / "best.pt", weights_only=True)["network"])
     with torch.no_grad():
         answers = network.eval()(normalize(data.test.images)).argmax(1)
@@ -119,7 +121,7 @@ def test_names_of_classes_cannot_steer_the_terminal():
 @pytest.mark.parametrize("name", ("16_0.001_0.2_False_False_2d_seed0", "16_0.001_0.2", "16_1e-3_0.20", "16", "16_0.001",
                                   "16_0.001_0.2_False", "16_0.001_0.2_False_False_2d"))
 def test_a_name_may_lack_its_end(name, trained):
-    assert find_run(trained / "cnn", name).name == "16_0.001_0.2_False_False_2d_seed0"
+    assert find_run(trained / "cnn", name, "cnn").name == "16_0.001_0.2_False_False_2d_seed0"
 
 
 def runs_named(folder, *names):
@@ -131,25 +133,28 @@ def runs_named(folder, *names):
 
 def test_a_name_means_the_defaults_first_and_then_what_is_unique(tmp_path):
     folder = runs_named(tmp_path / "mlp", "32_0.001_0.2_False_False_seed0", "32_0.001_0.2_False_False_seed0_bf16",
-                        "32_0.001_0.2_True_False_seed1", "32_0.001_0.25_False_False_seed3")
-    assert find_run(folder, "32_0.001_0.2").name == "32_0.001_0.2_False_False_seed0"
-    assert find_run(folder, "32_0.001_0.2_True").name == "32_0.001_0.2_True_False_seed1"
-    assert find_run(folder, "32_0.001_0.25").name == "32_0.001_0.25_False_False_seed3"
-    assert find_run(folder, str(folder / "32_0.001_0.2_True_False_seed1")).name == "32_0.001_0.2_True_False_seed1"
-    with pytest.raises(UserError, match=r"32 could be any of 32_0.001_0.25_False_False_seed3, .*; name more of it"):
-        find_run(folder, "32")
+                        "32_0.001_0.2_True_False_seed1", "32_0.001_0.25_False_False_seed3",
+                        "8_0.001_0.2_False_False_seed1", "8_0.001_0.2_False_False_seed2")
+    assert find_run(folder, "32", "mlp").name == "32_0.001_0.2_False_False_seed0"
+    assert find_run(folder, "32_0.001_0.2", "mlp").name == "32_0.001_0.2_False_False_seed0"
+    assert find_run(folder, "32_0.001_0.2_True", "mlp").name == "32_0.001_0.2_True_False_seed1"
+    assert find_run(folder, "32_0.001_0.25", "mlp").name == "32_0.001_0.25_False_False_seed3"
+    path = folder / "32_0.001_0.2_True_False_seed1"
+    assert find_run(folder, str(path), "mlp").name == path.name
+    with pytest.raises(UserError, match=r"8 could be any of 8_0.001_0.2_False_False_seed1, .*; name more of it"):
+        find_run(folder, "8", "mlp")
     with pytest.raises(UserError, match=r"there is no run 64 in .*, which has 32_0.001_0.25_False_False_seed3, "):
-        find_run(folder, "64")
+        find_run(folder, "64", "mlp")
     with pytest.raises(UserError, match="there is no run"):
-        find_run(folder, "")
+        find_run(folder, "", "mlp")
     with pytest.raises(UserError, match="has no runs; train one first"):
-        find_run(tmp_path / "cnn", "32_0.001_0.2")
+        find_run(tmp_path / "cnn", "32_0.001_0.2", "cnn")
 
 
 def test_long_lists_of_runs_are_cut(tmp_path):
     runs_named(tmp_path, *(f"{i}_0.001_0.2_False_False_seed0" for i in range(60)))
     with pytest.raises(UserError, match="and 52 more"):
-        find_run(tmp_path, "nothing")
+        find_run(tmp_path, "nothing", "mlp")
 
 
 def test_an_unfinished_run_can_be_evaluated(trained, image_folder, tmp_path, capsys):
@@ -201,8 +206,8 @@ def test_damaged_weights_are_one_line(kind, trained, image_folder, tmp_path, cap
     ('"network": "mlp"', '"network": "cnn"', "is a run of the cnn; evaluate it with its main.py"),
     ('"classes"', '"clusses"', "is missing or damaged"),
     ('"batch_size"', '"batchsize"', "is missing or damaged"),
-    ('"hidden_size": 100', '"hidden_size": 10000000000000', "do not belong together"),
-    ('"hidden_size": 100', '"hidden_size": "many"', "do not belong together"),
+    ('"hidden_size": 100', '"hidden_size": 10000000000000', "must be a whole number from 1 to 65536"),
+    ('"hidden_size": 100', '"hidden_size": "many"', "must be a whole number from 1 to 65536"),
     ("{", "[", "is missing or damaged")])
 def test_a_damaged_config_is_one_line(old, new, message, trained, image_folder, tmp_path, capsys):
     folder = copied(only_run(trained, "mlp").folder, tmp_path)
@@ -289,8 +294,8 @@ def test_one_picture_at_a_time_and_as_a_batch_give_the_same_answer(network, trai
 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_probabilities_do_not_depend_on_the_other_pictures(network, trained):
-    run = evaluation.read_run(only_run(trained, network), network)
-    model = evaluation.restore(run, build, torch.device("cpu")).network.double()
+    run = read_trained(only_run(trained, network), network)
+    model = restore(run, build, torch.device("cpu")).double()
     images = torch.randint(0, 256, (9, 3072) if network == "mlp" else (9, 3, 32, 32), dtype=torch.uint8)
     together = class_probabilities(model, images)
     alone = torch.cat([class_probabilities(model, image[None]) for image in images])

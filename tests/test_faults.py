@@ -26,12 +26,12 @@ from conftest import write_image_folder
 from faults import FULL, Case, Child, Operations, Undisturbed, at, case, count, die, moments, outcome
 from in_process import main, only_run, random_data, settings_of, trainer_of
 
-from lab import experiment
-from lab.experiment import as_bytes, identity, take_up
+from lab import active_run, experiment
+from lab.checkpoint import as_bytes, identity, take_up
 from load_data import load_cifar_2d
 from store import files
 from store.files import UserError, lock, write_file
-from store.run import Run, intact
+from store.run import RunFolder, intact
 
 
 @pytest.fixture(scope="session")
@@ -347,7 +347,7 @@ def test_any_flipped_bit_is_noticed_or_harmless(tmp_path, capsys, record_propert
     noticed = harmless = 0
     for bit in bits:
         (folder / "checkpoint.pt").write_bytes(flipped(good, bit))
-        taken = take_up(Run(folder), lambda: trainer_of(settings, data), settings, data)
+        taken = take_up(RunFolder(folder), lambda: trainer_of(settings, data))
         note = capsys.readouterr().err
         if taken.epoch == 0:
             assert note.count("\n") == 1 and "not used" in note
@@ -400,7 +400,7 @@ def test_half_a_last_line_of_metrics_is_no_epoch(half_done):
     start = text.rstrip(b"\n").rindex(b"\n") + 1
     for end in range(start, text.rindex(b",")):  # up to the last comma: the seconds may be any number
         (folder / "metrics.csv").write_bytes(text[:end])
-        assert [row["epoch"] for row in Run(folder).metrics()] == [1]
+        assert [row["epoch"] for row in RunFolder(folder).metrics()] == [1]
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b'{"epochs": 99}', b'{"epochs": "3"}', b"\xff",
@@ -431,7 +431,7 @@ def test_what_this_program_cannot_have_written_is_not_read(name, kind, half_done
 
     def work() -> int:
         resource.setrlimit(resource.RLIMIT_AS, (20 * 10 ** 9, 20 * 10 ** 9))
-        Run(folder).state(3), Run(folder).metrics()
+        RunFolder(folder).read().state(3)
         return wanted.run(undisturbed.data, folder.parents[1])
 
     log = tmp_path / "log"
@@ -450,7 +450,7 @@ def test_nothing_is_written_through_links_and_pipes_in_a_folder_of_a_run(half_do
     one_error(capsys, "cannot lock", str(folder / "lock"))
     (folder / "lock").unlink()
     os.mkfifo(folder / "lock")
-    assert Run(folder).state(3) == "interrupted"
+    assert RunFolder(folder).read().state(3) == "interrupted"
     assert wanted.run(undisturbed.data, folder.parents[1]) == 2
     one_error(capsys, "cannot lock", str(folder / "lock"), "not seekable")
     (folder / "lock").unlink()
@@ -519,8 +519,8 @@ def test_a_loss_that_is_not_finite_is_recorded_and_the_others_go_on(network, rat
     flags = ("--data_dir", images, "--runs_dir", tmp_path, "--batch_size", 40, "--num_epochs", 2)
     assert main(network, *flags, "--learning_rate", rate, 0.001) == 1
     folders = sorted((tmp_path / network).iterdir(), key=lambda folder: "0.001" in folder.name)
-    failed, fine = map(Run, folders)
-    assert failed.state(2) == "failed" and fine.state(2) == "finished"
+    failed, fine = map(RunFolder, folders)
+    assert failed.read().state(2) == "failed" and fine.read().state(2) == "finished"
     failure = failed.failure()
     assert "not finite" in failure["reason"] or "verflow" in failure["reason"]
     assert failure["epoch"] >= 1
@@ -546,10 +546,10 @@ def test_a_loss_that_is_large_but_finite_is_a_result(images, tmp_path):
 def watched(wanted: Case, data: Path, place: Path, guard: Path, pause: float = 0.0):
     """Work for a Child that fails if two processes train the same run at a time."""
     def work() -> int:
-        train, run_epoch = experiment.train, experiment.run_epoch
+        train, run_epoch = active_run.train, active_run.run_epoch
 
         def alone(team):
-            marks = [guard / f"{training.run.name} {os.getpid()}" for training in team]
+            marks = [guard / f"{run.folder.name} {os.getpid()}" for run in team]
             for mark in marks:  # first its own mark, then a look at the others: of two processes one sees the other
                 mark.touch()
                 name = mark.name.split()[0]
@@ -565,7 +565,7 @@ def watched(wanted: Case, data: Path, place: Path, guard: Path, pause: float = 0
             time.sleep(pause)
             return run_epoch(*arguments)
 
-        experiment.train, experiment.run_epoch = alone, slow
+        experiment.train, active_run.run_epoch = alone, slow
         return wanted.run(data, place)
 
     return work
@@ -640,16 +640,16 @@ def test_a_file_system_that_grants_every_lock_is_noticed(undisturbed, tmp_path, 
 @pytest.mark.parametrize("removed", ["lock", "folder"])
 def test_a_lock_or_folder_removed_under_a_run_ends_it_in_one_line(removed, undisturbed, tmp_path, monkeypatch, capsys):
     wanted, saved = case("mlp"), []
-    save = Run.save_checkpoint
+    save = RunFolder.save
 
-    def remove_and_save(run, data):
+    def remove_and_save(run, *data):
         saved.append(run)
         if len(saved) == 2:
             (run.folder / "lock").unlink() if removed == "lock" else shutil.rmtree(run.folder)
-        save(run, data)
+        save(run, *data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "save_checkpoint", remove_and_save)
+        patch.setattr(RunFolder, "save", remove_and_save)
         assert wanted.run(undisturbed.data, tmp_path) == 2
     one_error(capsys, "lock was removed", "run the same command again")
     finishes(wanted, undisturbed, tmp_path)

@@ -44,7 +44,7 @@ from report.studies import (
     summary,
     write_theory,
 )
-from store.run import COLUMNS, Run
+from store.run import COLUMNS, RunFolder
 
 PLOT = ROOT / "plot.py"
 CURVES = [f"{name}_{split}_{quantity}.png" for name, splits in {
@@ -174,7 +174,7 @@ def test_tables(drawn, every_run):
     assert len(rows) == 60
     assert [float(row["val_loss"]) for row in rows] == sorted(float(row["val_loss"]) for row in rows)
     names = [f"{rows[0]['setting']}_False_False_seed{seed}" for seed in range(3)]
-    runs = [summary(Run(every_run / "mlp" / name).metrics()) for name in names]
+    runs = [summary(RunFolder(every_run / "mlp" / name).metrics()) for name in names]
     for key in ("test_acc", "test_loss", "val_acc", "train_acc"):
         assert float(rows[0][key]) == pytest.approx(np.mean([run[key] for run in runs]), rel=1e-5)
         assert float(rows[0][f"{key}_sd"]) == pytest.approx(np.std([run[key] for run in runs], ddof=1), rel=1e-4)

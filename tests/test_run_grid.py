@@ -18,7 +18,7 @@ from conftest import ROOT
 from grid import call, differences, epochs_per_run, kill_worker, processes, start, wait_until, workers
 
 from lab import status
-from store.run import Run
+from store.run import RunFolder
 
 STUDIES = {"mlp": 60, "cnn": 60, "ablation": 8, "dropout_type": 10, "drop_rate": 5, "batch_size": 4}
 RUNS, EPOCHS = 4, 10
@@ -106,8 +106,8 @@ def write_rows(folder: Path, epochs: int, seconds: float, accuracy: float = 0.5)
 HOLDER = """
 import sys, time
 from pathlib import Path
-from store.run import Run
-with Run(Path(sys.argv[1])).hold():
+from store.run import RunFolder
+with RunFolder(Path(sys.argv[1])).hold():
     print("held", flush=True)
     time.sleep(60)
 """
@@ -144,7 +144,7 @@ def test_status_tells_the_state_of_each_run_and_the_time_left(tmp_path, capsys):
 
 
 def test_runs_that_one_process_trains_side_by_side_have_one_worker(tmp_path):
-    runs = [Run(tmp_path / "mlp" / f"run_{i}") for i in range(3)]
+    runs = [RunFolder(tmp_path / "mlp" / f"run_{i}") for i in range(3)]
     for run in runs:
         write_rows(run.folder, 1, 10.0)
     with runs[0].hold(), runs[1].hold():
@@ -169,7 +169,7 @@ def test_trains_every_run_and_prints_plain_lines_into_a_pipe(undisturbed):
     assert done.returncode == 0, done.stderr
     assert not {"\x1b", "\r"} & set(done.stdout + done.stderr)
     assert done.stdout.splitlines()[-1].startswith("4 runs: 4 finished")
-    assert all(Run(folder).finished(EPOCHS) for folder in (runs / "mlp").iterdir())
+    assert all(RunFolder(folder).finished(EPOCHS) for folder in (runs / "mlp").iterdir())
     assert epochs_per_run(runs) == dict.fromkeys(epochs_per_run(runs), EPOCHS) and len(epochs_per_run(runs)) == 4
 
 
@@ -209,7 +209,7 @@ def test_failed_runs_are_listed_and_the_others_finish_and_retry_takes_them_up_on
     # These are the same two runs for either study.
     arguments = ("--batch_size", 32, "--learning_rate", "1e30", "0.001", "--drop_rate", 0, "--num_epochs", 2,
                  "--data_dir", image_folder, "--runs_dir", tmp_path)
-    bad, good = (Run(tmp_path / "mlp" / f"32_{rate}_0.0_False_False_seed0") for rate in ("1e+30", "0.001"))
+    bad, good = (RunFolder(tmp_path / "mlp" / f"32_{rate}_0.0_False_False_seed0") for rate in ("1e+30", "0.001"))
 
     def check(done):
         assert done.returncode == 1
@@ -284,17 +284,17 @@ def test_a_run_in_other_hands_keeps_no_worker_from_the_rest_and_is_taken_over(im
         assert holder.stdout.readline() == b"held\n"
         process = start("dropout_type", "--batch_size", 60, "--drop_rate", 0, "--num_epochs", 1,
                         "--data_dir", image_folder, "--runs_dir", tmp_path)
-        wait_until(lambda: Run(free).finished(1))
+        wait_until(lambda: RunFolder(free).finished(1))
         wait_until(lambda: not workers(process.mark))  # it waits without torch
         process.kill()  # run_grid.sh itself, not the worker
         process.wait()
         wait_until(lambda: not processes(process.mark, "--watch"))
-        assert Run(held).state(1) == "running" and processes(process.mark)
+        assert RunFolder(held).read().state(1) == "running" and processes(process.mark)
     finally:
         holder.kill()
         holder.communicate()
     wait_until(lambda: not processes(process.mark))
-    assert Run(held).finished(1)
+    assert RunFolder(held).finished(1)
 
 
 # Stands for an interpreter that trains nothing, and tells what it was given.

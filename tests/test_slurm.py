@@ -17,7 +17,7 @@ import pytest
 from conftest import ROOT
 from grid import MARK, processes, wait_until
 
-from store.run import Run
+from store.run import RunFolder
 
 TOOLS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "squeue", "scancel", "sinfo")
 MISSING = [tool for tool in TOOLS if not shutil.which(tool, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")]
@@ -155,7 +155,7 @@ def test_a_task_of_an_array_is_cancelled_and_requeued_and_every_run_is_trained_o
     cluster.run("scontrol", "update", f"JobId={job}_2", "StartTime=now+3")
     wait_until(lambda: cluster.state(job).split() == ["COMPLETED"] * 3, seconds=120)
 
-    assert sorted(folder.name for folder in runs.glob("mlp/*") if Run(folder).finished(epochs)) == [
+    assert sorted(folder.name for folder in runs.glob("mlp/*") if RunFolder(folder).finished(epochs)) == [
         f"32_0.001_0.0_False_False_seed{seed}" for seed in (0, 1, 2)]
     told = Counter(line.split("  train ")[0].split(" ", 1)[1] for task in (1, 2, 3) for line in log(task)
                    if "  epoch " in line)

@@ -14,7 +14,7 @@ from in_process import main, only_run, untimed
 
 from lab import tracking
 from lab.tracking import CURVES, FINAL
-from store.run import Run
+from store.run import RunFolder
 
 EVENTS = "events.out.tfevents.*"
 
@@ -22,7 +22,7 @@ EVENTS = "events.out.tfevents.*"
 @pytest.fixture
 def train(image_folder, tmp_path):
     """Trains an MLP in tmp_path/runs; returns its run."""
-    def run(*arguments, runs_dir=tmp_path / "runs") -> Run:
+    def run(*arguments, runs_dir=tmp_path / "runs") -> RunFolder:
         assert main("mlp", "--data_dir", image_folder, "--runs_dir", runs_dir, *arguments) == 0
         return only_run(runs_dir, "mlp")
     return run
@@ -55,7 +55,7 @@ def hparams_view(runs_dir) -> tuple[set[str], list]:
     return {setting.name for setting in experiment.hparam_infos}, rows
 
 
-def assert_shown_in_tensorboard(run: Run) -> None:
+def assert_shown_in_tensorboard(run: RunFolder) -> None:
     rows, result, scalars = run.metrics(), run.result(), scalars_of(run.folder)
     for column, curve in CURVES.items():
         assert scalars[curve] == [(row["epoch"], pytest.approx(row[column])) for row in rows]
@@ -106,7 +106,7 @@ def test_both_networks_share_one_hparams_view(image_folder, tmp_path):
 # Weights & Biases
 
 
-def records_of(run: Run) -> list:
+def records_of(run: RunFolder) -> list:
     """Every record of the run's one offline log: after 7 bytes blocks of 32 KiB of (checksum, length, kind, part)."""
     pytest.importorskip("wandb")
     from wandb.proto.wandb_internal_pb2 import Record
@@ -126,7 +126,7 @@ def records_of(run: Run) -> list:
     return records
 
 
-def assert_shown_in_wandb(run: Run) -> None:
+def assert_shown_in_wandb(run: RunFolder) -> None:
     records = records_of(run)
     for _ in range(100):  # it is written by a process of W&B's own, which may be a moment late
         if any(record.HasField("exit") for record in records):
@@ -205,7 +205,7 @@ def test_finished_runs_are_exported_afterwards(image_folder, tmp_path, offline, 
     pytest.importorskip("tensorboard")
     assert main("mlp", "--data_dir", image_folder, "--runs_dir", tmp_path, "--num_epochs", 2,
                 "--drop_rate", 0, 0.2, 0.4) == 0
-    runs = [Run(folder) for folder in sorted((tmp_path / "mlp").iterdir())]
+    runs = [RunFolder(folder) for folder in sorted((tmp_path / "mlp").iterdir())]
     (runs[0].folder / "result.json").unlink()  # as if it was stopped
     arguments = [str(ROOT / "tracking.py"), str(tmp_path), "--tensorboard", "--wandb"]
     done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True)

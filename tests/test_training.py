@@ -15,17 +15,16 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import ROOT, run_main
-from in_process import DEFAULTS, main, only_run, random_data, settings_of, trainer_of, untimed
+from in_process import main, only_run, options_of, random_data, settings_of, trainer_of, untimed
 from torch import nn
 
 import training
 from fast import linear
 from fast.linear import Linear
-from fast.side_by_side import Linears, Team
-from lab.experiment import gains_from_company, teams
-from lab.options import parse_command_line
+from fast.side_by_side import Linears, SideBySide
+from lab.experiment import gain_side_by_side, groups
 from load_data import Split, load_cifar_2d, normalize
-from store.run import COLUMNS, Run
+from store.run import COLUMNS, RunFolder
 from store.settings import Settings
 from training import (
     EVALUATION_BATCH,
@@ -34,7 +33,7 @@ from training import (
     Diverged,
     Trainer,
     augmented,
-    learning_rate_factor,
+    schedule,
     seed_epoch,
 )
 
@@ -134,13 +133,13 @@ def test_seeds_differ_and_one_seed_repeats():
 def test_the_incomplete_last_batch_is_left_out(monkeypatch):
     trainer = trainer_of(settings_of("mlp", batch_size=32), random_data("mlp", train=70))
     seen, step = [], Trainer.step
-    monkeypatch.setattr(Trainer, "step", lambda trainer, x, y: seen.append(x) or step(trainer, x, y))
-    shares = []
-    row = trainer.run_epoch(shares.append)
+    monkeypatch.setattr(Trainer, "step", lambda trainer, index: seen.append(index) or step(trainer, index))
+    steps = []
+    row = trainer.run_epoch(lambda: steps.append(1))
     assert [len(x) for x in seen] == [32, 32]
-    assert len(torch.cat(seen).unique(dim=0)) == 64
+    assert len(torch.cat(seen).unique()) == 64
     assert 0 <= row["train_acc"] <= 1
-    assert sum(shares) == pytest.approx(1)
+    assert len(steps) == 2
     order = torch.cat(seen)
     trainer.run_epoch()
     assert not torch.equal(torch.cat(seen[2:]), order), "the second epoch has the first one's order"
@@ -189,11 +188,11 @@ def test_the_best_epoch_is_the_first_of_highest_validation_accuracy(monkeypatch)
     right = iter([2, 9, 5, 9, 1])
     weights = []
 
-    def evaluate(trainer, name, x, y):
-        trainer.losses[name].append(torch.ones(len(y)))
-        trainer.correct[name] += next(right) if name == "val" else 0
+    def evaluate(network, split, precision):
+        count = next(right) if split is trainer.data.val else 0
+        return torch.ones(len(split.labels)), torch.arange(len(split.labels)) < count
 
-    monkeypatch.setattr(Trainer, "evaluate", evaluate)
+    monkeypatch.setattr(training, "evaluate", evaluate)
     for _ in range(5):
         trainer.run_epoch()
         weights.append(trainer.network.state_dict()["linear1.weight"].clone())
@@ -229,7 +228,7 @@ TEAM = [settings_of("mlp", num_epochs=3, drop_rate=0.5), settings_of("mlp", num_
 def test_side_by_side_each_network_ends_as_alone(precision):
     settings = [replace(one, precision=precision) for one in TEAM]
     alone, together = ([trainer_of(one) for one in settings] for _ in range(2))
-    team = Team(together)
+    team = SideBySide(together)
     for _ in range(3):
         team.run_epoch()
     for one, other in zip(alone, together, strict=True):
@@ -274,7 +273,7 @@ def test_side_by_side_what_goes_wrong_with_one_changes_nothing_for_the_others(wr
     with torch.no_grad():
         trainers[wrong].network.linear2.bias[0] = float("nan")
     monkeypatch.setattr(broken.network, "after_linear1", lambda x: 1 / 0)
-    outcomes = Team([*trainers, broken]).run_epoch()
+    outcomes = SideBySide([*trainers, broken]).run_epoch()
     assert isinstance(outcomes[wrong], Diverged)
     assert isinstance(outcomes[-1], ZeroDivisionError)
     for i in set(range(4)) - {wrong}:
@@ -286,7 +285,7 @@ def test_side_by_side_what_goes_wrong_with_one_changes_nothing_for_the_others(wr
 def test_a_batch_is_prepared_once_for_all_that_train_side_by_side(monkeypatch):
     prepared = []
     monkeypatch.setattr(training, "normalize", lambda images: prepared.append(len(images)) or normalize(images))
-    Team([trainer_of(settings) for settings in TEAM]).run_epoch()
+    SideBySide([trainer_of(settings) for settings in TEAM]).run_epoch()
     assert prepared == [32, 32, 30, 30]
 
 
@@ -298,16 +297,16 @@ def test_what_goes_wrong_with_all_at_once_is_noted_by_each_in_one_line(error, re
     def fail(team, x):
         raise error
 
-    monkeypatch.setattr(Team, "linear1", fail)
+    monkeypatch.setattr(SideBySide, "linear1", fail)
     assert main("mlp", "--data_dir", image_folder, "--runs_dir", tmp_path, "--drop_rate", 0.1, 0.3) == 1
-    reasons = [Run(folder).failure()["reason"] for folder in (tmp_path / "mlp").iterdir()]
+    reasons = [RunFolder(folder).failure()["reason"] for folder in (tmp_path / "mlp").iterdir()]
     assert reasons == [reason] * 2
 
 
 def test_teams_share_batch_size_and_seed_and_hold_every_run_once():
     runs = [settings_of("mlp", batch_size=size, drop_rate=rate, seed=seed)
             for size in (32, 64) for rate in (0.0, 0.2, 0.4) for seed in (0, 1)]
-    found = teams(runs, 2)
+    found = groups(runs, 2)
     assert sorted(map(len, found)) == [1] * 4 + [2] * 4
     assert all(len({(settings.batch_size, settings.seed) for settings in team}) == 1 for team in found)
     assert {settings for team in found for settings in team} == set(runs)
@@ -317,10 +316,10 @@ def test_teams_share_batch_size_and_seed_and_hold_every_run_once():
     ((), True), (("--hidden_size", "5000"), False), (("--wandb",), False), (("--device", "cuda"), False),
     (("--augment",), False), (("--precision", "bf16"), True), (("--compile",), False)])
 def test_only_small_mlps_on_a_cpu_train_side_by_side(flags, company):
-    options = parse_command_line("mlp", "", list(flags), **DEFAULTS["mlp"])
-    assert gains_from_company(options, torch.device(options.device.replace("auto", "cpu"))) == company
-    options = parse_command_line("cnn", "", [], **DEFAULTS["cnn"])
-    assert not gains_from_company(options, torch.device("cpu"))
+    options = options_of("mlp", *flags)
+    assert gain_side_by_side(options, torch.device(options.device.replace("auto", "cpu"))) == company
+    options = options_of("cnn")
+    assert not gain_side_by_side(options, torch.device("cpu"))
 
 
 def test_runs_of_one_command_go_on_together_from_different_epochs(image_folder, tmp_path):
@@ -332,7 +331,8 @@ def test_runs_of_one_command_go_on_together_from_different_epochs(image_folder, 
     assert main("mlp", *together, "--drop_rate", *rates, "--num_epochs", 3) == 0
     for rate in rates:
         main("mlp", *apart, "--drop_rate", rate, "--num_epochs", 3)
-    runs = [[Run(folder) for folder in sorted((tmp_path / name / "mlp").iterdir())] for name in ("together", "apart")]
+    runs = [[RunFolder(folder) for folder in sorted((tmp_path / name / "mlp").iterdir())]
+            for name in ("together", "apart")]
     for one, other in zip(*runs, strict=True):
         assert one.finished(3)
         assert untimed(one.metrics()) == untimed(other.metrics())
@@ -420,11 +420,11 @@ def test_augmentation_is_off_by_default_and_changes_training_alone(network, monk
 
 
 def test_schedules_at_their_beginning_middle_and_end():
-    assert [learning_rate_factor("constant", p) for p in (0, 0.5, 1)] == [1, 1, 1]
-    assert [learning_rate_factor("cosine", p) for p in (0, 0.5, 1)] == pytest.approx([1, 0.5, 0])
-    assert [learning_rate_factor("onecycle", p) for p in (0, 0.15, 0.3, 0.65, 1)] == pytest.approx(
+    assert [schedule("constant", p) for p in (0, 0.5, 1)] == [1, 1, 1]
+    assert [schedule("cosine", p) for p in (0, 0.5, 1)] == pytest.approx([1, 0.5, 0])
+    assert [schedule("onecycle", p) for p in (0, 0.15, 0.3, 0.65, 1)] == pytest.approx(
         [0.04, 0.52, 1, 0.5, 0])
-    rates = [learning_rate_factor("onecycle", p / 100) for p in range(101)]
+    rates = [schedule("onecycle", p / 100) for p in range(101)]
     assert rates[:31] == sorted(rates[:31])
     assert rates[30:] == sorted(rates[30:], reverse=True)
 
@@ -433,8 +433,8 @@ def test_the_optimizer_follows_the_schedule():
     trainer = trainer_of(settings_of("mlp", schedule="cosine", num_epochs=2, batch_size=35, learning_rate=0.01))
     rates = []
     for _ in range(2):
-        trainer.run_epoch(lambda share: rates.append(trainer.optimizer.param_groups[0]["lr"]))
-    assert rates == pytest.approx([0.01 * learning_rate_factor("cosine", p) for p in (0, 0.25, 0.5, 0.75)])
+        trainer.run_epoch(lambda: rates.append(trainer.optimizer.param_groups[0]["lr"]))
+    assert rates == pytest.approx([0.01 * schedule("cosine", p) for p in (0, 0.25, 0.5, 0.75)])
 
 
 @pytest.mark.parametrize("network", ["mlp", "cnn"])
@@ -469,7 +469,7 @@ def test_names_of_all_that_is_not_at_its_default():
 def test_several_values_train_every_combination(image_folder, tmp_path):
     assert main("mlp", "--data_dir", image_folder, "--runs_dir", tmp_path, "--num_epochs", 1, "--batch_size", 16, 32,
                 "--learning_rate", 0.01, 0.001, "--drop_rate", 0, 0.5, "--seed", 0, 1) == 0
-    runs = [Run(folder) for folder in (tmp_path / "mlp").iterdir()]
+    runs = [RunFolder(folder) for folder in (tmp_path / "mlp").iterdir()]
     assert all(run.finished(1) for run in runs)
     keys = ("batch_size", "learning_rate", "drop_rate", "seed")
     assert {tuple(run.config()[key] for key in keys) for run in runs} == {
@@ -478,7 +478,7 @@ def test_several_values_train_every_combination(image_folder, tmp_path):
 
 def test_the_files_of_a_run(image_folder, tmp_path):
     assert main("cnn", "--data_dir", image_folder, "--runs_dir", tmp_path, "--num_epochs", 2, "--batch_size", 80) == 0
-    run = Run(tmp_path / "cnn" / "80_0.001_0.2_False_False_2d_seed0")
+    run = RunFolder(tmp_path / "cnn" / "80_0.001_0.2_False_False_2d_seed0")
     lines = (run.folder / "metrics.csv").read_text().splitlines()
     assert lines[0] == "epoch,train_loss,train_acc,val_loss,val_acc,test_loss,test_acc,seconds"
     assert [line.split(",")[0] for line in lines[1:]] == ["1", "2"]
@@ -501,7 +501,7 @@ def test_the_files_of_a_run(image_folder, tmp_path):
 def test_a_run_that_diverges_is_recorded_and_the_others_go_on(image_folder, tmp_path, capsys):
     assert main("mlp", "--data_dir", image_folder, "--runs_dir", tmp_path, "--without_BatchNorm", "--num_epochs", 3,
                 "--learning_rate", 1e30, 0.001) == 1
-    failed, fine = (Run(tmp_path / "mlp" / f"32_{rate}_0.2_True_False_seed0") for rate in ("1e+30", "0.001"))
+    failed, fine = (RunFolder(tmp_path / "mlp" / f"32_{rate}_0.2_True_False_seed0") for rate in ("1e+30", "0.001"))
     assert failed.failure()["epoch"] == 1
     assert 1 <= failed.failure()["step"] <= 7
     assert failed.result() is None

@@ -1,0 +1,163 @@
+"""One run that this process trains: its lock is held, and each epoch is shown and written down."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import torch
+
+from fast.machine import processor, versions
+from fast.side_by_side import SideBySide
+from lab.checkpoint import best_of, checkpoint_of, take_up
+from lab.progress import Progress
+from lab.tracking import Tracking
+from load_data import Data
+from store.code import code_version
+from store.files import UserError, one_line
+from store.run import RunFolder
+from store.settings import Settings
+from store.trained import Build, is_out_of_memory
+from training import Diverged, Trainer
+
+
+def describe(settings: Settings, data: Data, device: torch.device) -> dict:
+    """config.json: every setting, and what else the numbers depend on."""
+    splits = {"train": data.train, "val": data.val, "test": data.test}
+    return {
+        **vars(settings),
+        "data": {"source": data.source, "fingerprint": data.fingerprint,
+                 "classes": list(data.classes),
+                 "images": {name: len(split.labels) for name, split in splits.items()}},
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else device.type,
+        "processor": processor(),
+        "threads": torch.get_num_threads(),
+        "versions": versions(device),
+        "code": code_version(device.type == "cuda"),
+    }
+
+
+def in_words(error: Exception) -> str:
+    """Why a run failed, in one line."""
+    if is_out_of_memory(error):
+        return one_line(f"no memory: {str(error) or 'the system has no more'}")
+    return one_line(str(error) if isinstance(error, Diverged) else f"{type(error).__name__}: {error}")
+
+
+def is_lost(error: Exception, device: torch.device) -> bool:
+    """Whether the device can do no more work in this process: CUDA keeps such an error for ever."""
+    return (device.type == "cuda" and not is_out_of_memory(error)
+            and ("CUDA error" in str(error) or "CUDNN_STATUS_EXECUTION_FAILED" in str(error)))
+
+
+class ActiveRun:
+    """`ends` is closed as soon as the run is finished or failed, and gives the lock back."""
+
+    def __init__(self, folder: RunFolder, settings: Settings, data: Data, device: torch.device,
+                 ends: contextlib.ExitStack, place: str = ""):
+        self.folder, self.settings, self.data, self.device = folder, settings, data, device
+        self.ends = ends
+        self.place = place
+        self.trainer: Trainer | None = None
+        self.recorded: Future | None = None
+        self.failed = False
+
+    def begin(self, build: Build, tools: list[type]) -> None:
+        """Take up the last checkpoint, or start."""
+        config = describe(self.settings, self.data, self.device)
+        self.progress = Progress(self.settings, self.place)
+        self.ends.callback(self.progress.close)
+        with self.failure_recorded(config):
+            self.trainer = take_up(self.folder, lambda: Trainer(build, self.data, self.settings, self.device))
+            self.folder.start(config)
+            if self.trainer.epoch:  # these may be older or newer than the checkpoint
+                self.folder.save_views(self.trainer.rows, best_of(self.trainer))
+            self.progress.begin(self.trainer.epoch)
+            self.tracking = Tracking(tools, self.folder.folder, config, self.trainer.rows)
+            self.ends.callback(self.tracking.close)
+
+    @property
+    def goes_on(self) -> bool:
+        return not self.failed and self.trainer.epoch < self.settings.num_epochs
+
+    @contextlib.contextmanager
+    def failure_recorded(self, config: dict | None = None) -> Iterator[None]:
+        """What goes wrong within is noted in the run's folder, so that the other runs go on."""
+        try:
+            yield
+        except (UserError, OSError):
+            raise  # no fault of the run
+        except Exception as error:
+            self.failed = True
+            reason, epoch = in_words(error), self.trainer.epoch if self.trainer else 0
+            if config:
+                self.folder.start(config)
+            self.folder.fail({"reason": reason, "epoch": epoch + 1, "step": getattr(error, "step", None),
+                              "time": time.time()})
+            self.progress.say(f"failed: {reason}")
+            self.ends.close()
+            if is_lost(error, self.device):
+                raise UserError(f"the device is no longer usable ({reason}); run the same command "
+                                "again, with --retry for this run") from error
+
+    def take(self, outcome: dict | Exception, recorder: ThreadPoolExecutor) -> None:
+        """Have `recorder` write the row of an epoch and the state after it."""
+        with self.failure_recorded():
+            self.wait()
+            if isinstance(outcome, Exception):
+                raise outcome
+            self.progress.level(self.trainer.epoch)
+            best = best_of(self.trainer) if self.trainer.best is outcome else None
+            self.recorded = recorder.submit(self.record, self.trainer.rows[:],
+                                            checkpoint_of(self.trainer), best)
+
+    def record(self, rows: list[dict], checkpoint: bytes, best: bytes | None) -> None:
+        self.folder.save(rows, checkpoint, best)
+        self.tracking.epoch(rows[-1])
+        self.progress.epoch(rows[-1])
+
+    def wait(self) -> None:
+        """Until the last epoch is written; raises what went wrong with it."""
+        if self.recorded:
+            self.recorded.result()
+
+    def finish(self) -> None:
+        if self.failed:
+            return
+        with self.failure_recorded():
+            self.wait()
+            rows, best = self.trainer.rows, self.trainer.best
+            result = {"epochs": len(rows), "best_epoch": best["epoch"],
+                      **{key: best[key] for key in ("val_loss", "val_acc", "test_loss", "test_acc")},
+                      "seconds": round(sum(row["seconds"] for row in rows), 3)}
+            self.tracking.finish(result)
+            self.folder.finish(result)
+            self.ends.close()
+
+
+def train(runs: list[ActiveRun]) -> None:
+    """Train runs side by side, each to its end or to its failure."""
+    with ThreadPoolExecutor(max_workers=1) as recorder:  # disks are slow: the next epoch trains meanwhile
+        while going := [run for run in runs if run.goes_on]:
+            epoch = min(run.trainer.epoch for run in going)
+            level = [run for run in going if run.trainer.epoch == epoch]  # not so after a crash
+            for run, outcome in zip(level, run_epoch(level), strict=True):
+                run.take(outcome, recorder)
+        for run in runs:
+            run.finish()
+
+
+def run_epoch(runs: list[ActiveRun]) -> list[dict | Exception]:
+    """The next epoch of runs that stand at the same one: each one's row, or what went wrong."""
+    trainers = [run.trainer for run in runs]
+
+    def on_step() -> None:
+        for run in runs:
+            run.progress.step(1 / run.trainer.steps)
+
+    try:
+        if len(runs) == 1:
+            return [trainers[0].run_epoch(on_step)]
+        return SideBySide(trainers).run_epoch(on_step)
+    except Exception as error:
+        return [error] * len(runs)
