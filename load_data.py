@@ -43,15 +43,17 @@ def load_cifar_4d(data_dir: Path | str | None = None, synthetic: bool = False) -
     `synthetic` takes the generated set instead.
     Raises UserError for data that cannot be had, read or trusted.
     """
-    if synthetic:
-        return _split(Arrays(*generate(), 50_000, SHAPES, "synthetic"))
     folder = DATA_DIR if data_dir is None else Path(data_dir)
     try:
+        if synthetic:
+            return _split(Arrays(*generate(), 50_000, SHAPES, "synthetic"))
         return _split(load_folder(folder))
     except OSError as error:
         reason = f"{error.filename or folder}: {error.strerror or error}"
         raise UserError(f"cannot load the data, {reason}; mend that or choose another "
                         "--data_dir") from error
+    except MemoryError as error:
+        raise UserError("there is not enough memory to load the data; free some") from error
 
 
 def load_cifar_2d(data_dir: Path | str | None = None, synthetic: bool = False) -> Data:

@@ -147,7 +147,9 @@ cores=${SLURM_CPUS_PER_TASK:-${SLURM_CPUS_ON_NODE:-$(nproc 2>/dev/null || getcon
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > workers ? cores / workers : 1))}
 if [[ " $* " == *" --retry "* ]]; then  # failures are forgotten once, before any worker starts
   status --forget
-  set -- $(printf '%s\n' "$@" | grep -vx -e --retry)
+  kept=()
+  for flag in "$@"; do [[ $flag == --retry ]] || kept+=("$flag"); done
+  set -- ${kept[@]+"${kept[@]}"}
 fi
 if [[ -n ${SLURM_JOB_ID:-} && $workers == 1 ]]; then  # the other tasks are the other workers
   worker "$@"

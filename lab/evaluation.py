@@ -14,6 +14,7 @@ import contextlib
 import io
 import math
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -206,12 +207,26 @@ def draw_mistakes(path: Path, test: Split, probabilities: Tensor, classes: list[
 
 
 def predict(trained: Trained, paths: list[Path], build: Build) -> int:
-    """Print the likeliest classes of each picture; returns the exit code.
+    """Print the likeliest classes of each picture; returns the exit code, 2 if one is unreadable.
 
     In float64, on the CPU: a picture gets the same answer, to the last printed digit, alone and among
     others. Nothing else would part them, as evaluation normalizes by the running statistics.
     """
-    pictures = torch.from_numpy(np.stack([read_picture(path) for path in paths]))
+    pictures, readable = [], []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's, on odd files
+        for path in paths:
+            try:
+                pictures.append(read_picture(path))
+                readable.append(path)
+            except UserError as error:
+                print(f"{sys.argv[0]}: error: argument --predict: {error}", file=sys.stderr)
+    if readable:
+        print_classes(trained, build, readable, torch.from_numpy(np.stack(pictures)))
+    return 0 if readable == paths else 2
+
+
+def print_classes(trained: Trained, build: Build, paths: list[Path], pictures: Tensor) -> None:
     if trained.settings.network == "mlp":
         pictures = pictures.flatten(1)
     network = restore(trained, build, torch.device("cpu")).double()
@@ -221,4 +236,3 @@ def predict(trained: Trained, paths: list[Path], build: Build) -> int:
         likeliest = "  ".join(f"{one_line(trained.classes[label])} {share:.4f}" for share, label
                               in zip(best.values.tolist(), best.indices.tolist(), strict=True))
         print(f"{one_line(str(path)):{width}}  {likeliest}")
-    return 0

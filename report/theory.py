@@ -54,7 +54,8 @@ def main() -> int:
     parser.add_argument("--synthetic", action="store_true", help="they learned from the generated set")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto",
                         help="auto (default) takes a GPU if there is one")
-    parser.add_argument("--num_epochs", type=setting("num_epochs"), default=5, metavar="N", help="of `rates`, default 5")
+    parser.add_argument("--num_epochs", type=setting("num_epochs"), default=5, metavar="N",
+                        help="of `rates`, default 5")
     options = parser.parse_args()
     if unknown := [topic for topic in options.topics if topic not in (*TOPICS, "rates")]:
         parser.error(f"argument TOPIC: {unknown[0]!r} is not allowed, it must be one of {', '.join(TOPICS)}, rates")

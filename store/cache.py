@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from store.files import UserError, lock, write_file
+from store.files import UserError, lock, no_link, one_line, read_file, write_file
 from store.image_folder import find_pictures, read_pictures, refuse_link
-from store.official import BATCHES, STAGING, fetch, find_batches, read_batches, refuse_to_fill
+from store.official import STAGING, fetch, find_batches, read_batches, refuse_to_fill
 
 CACHE, LOCK = ".decoded.bin", ".lock"
 MAX_NOTE = 2**20  # bytes of the cache's first line
@@ -47,49 +47,63 @@ def load_folder(folder: Path) -> Arrays:
                         "or one to fill")
     for name in (CACHE, f".{CACHE}.tmp", LOCK, STAGING):
         refuse_link(folder / name)  # or we would write where it leads
-    arrays = _read_cache(folder, *_find(folder))
+    source, files, _ = _find(folder)
+    arrays = _read_cache(folder, source, files)
     if arrays is not None:
         return arrays
-    with contextlib.ExitStack() as stack:
-        if not _is_image_folder(folder) and not os.path.lexists(folder / BATCHES):
-            refuse_to_fill(folder)
-        with contextlib.suppress(UserError):  # a read-only folder: nothing in it can be made twice
-            stack.enter_context(lock(folder / LOCK))
-        if not _is_image_folder(folder) and not os.path.lexists(folder / BATCHES):
+    if not files:
+        refuse_to_fill(folder)
+    with _locked(folder / LOCK):
+        if not _find(folder)[1]:
             fetch(folder)
-        source, files = _find(folder)
+        source, files, skipped = _find(folder)
         arrays = _read_cache(folder, source, files)  # another process may have made it meanwhile
         if arrays is None:
+            if skipped:
+                print(one_line(f"skipping {len(skipped)} hidden or system files and folders of "
+                               f"{folder}, such as {min(skipped)}"), file=sys.stderr)
             read = read_pictures if source == "image folder" else read_batches
             arrays = Arrays(*read(folder, files), source)
             _write_cache(folder, files, arrays)
     return arrays
 
 
-def _is_image_folder(folder: Path) -> bool:
-    return any(os.path.lexists(folder / split) for split in ("train", "test"))
+def _find(folder: Path) -> tuple[str, dict | list, list[str]]:
+    """The folder's kind, the stamps of the files to read, and the paths to skip; opens none."""
+    if any(os.path.lexists(folder / split) for split in ("train", "test")):
+        return "image folder", *find_pictures(folder)
+    return "official", find_batches(folder), []
 
 
-def _find(folder: Path) -> tuple[str, dict]:
-    """What the folder is, and the files that are read: names, sizes and times, none opened."""
-    if _is_image_folder(folder):
-        return "image folder", find_pictures(folder)
-    return "official", find_batches(folder)
+@contextlib.contextmanager
+def _locked(path: Path):
+    """Hold a lock. Where none can be had, as in a read-only folder, nothing can be made twice."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(UserError):
+            if not stack.enter_context(lock(path, wait=False)):
+                holder = "another process"
+                with contextlib.suppress(OSError, ValueError):
+                    holder = read_file(path, 1000).decode() or holder
+                print(one_line(f"waiting for {holder}, which prepares the data and holds {path}"),
+                      file=sys.stderr)
+                stack.enter_context(lock(path))
+        yield
 
 
-def _key(files: dict) -> str:
+def _key(files: dict | list) -> str:
     return hashlib.sha256(repr(files).encode()).hexdigest()
 
 
-def _read_cache(folder: Path, source: str, files: dict) -> Arrays | None:
+def _read_cache(folder: Path, source: str, files: dict | list) -> Arrays | None:
     """What was decoded from these very files; None if there is no such cache or it is damaged.
 
     It is a line of JSON, then the labels, then the images: quick to read, no larger than on disk.
     """
     try:
-        if not (folder / CACHE).is_file():  # a pipe would never end
-            return None
-        with open(folder / CACHE, "rb") as file:
+        with open(folder / CACHE, "rb", opener=no_link) as file:
+            owner = os.fstat(file.fileno()).st_uid
+            if owner not in (os.geteuid(), folder.stat().st_uid):  # anyone else could make up data
+                return None
             note = json.loads(file.readline(MAX_NOTE))
             if note["key"] != _key(files):
                 return None
@@ -102,12 +116,12 @@ def _read_cache(folder: Path, source: str, files: dict) -> Arrays | None:
         return None
 
 
-def _write_cache(folder: Path, files: dict, arrays: Arrays) -> None:
+def _write_cache(folder: Path, files: dict | list, arrays: Arrays) -> None:
     note = {"key": _key(files), "count": len(arrays.labels), "train": arrays.train,
             "classes": arrays.classes, "fingerprint": arrays.fingerprint}
     content = [json.dumps(note).encode(), b"\n", arrays.labels, arrays.images]
     try:
         write_file(folder / CACHE, b"".join(content))
-    except UserError as error:
-        print(f"the decoded images are not kept, so each start decodes them again: {error}",
-              file=sys.stderr)
+    except (UserError, MemoryError) as error:
+        print("the decoded images are not kept, so each start decodes them again: "
+              f"{error or 'no memory'}", file=sys.stderr)

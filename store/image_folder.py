@@ -2,6 +2,7 @@
 
 import os
 import sys
+import unicodedata
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,16 +10,27 @@ from pathlib import Path
 import numpy as np
 
 from store.files import UserError
-from store.pictures import read_small_picture
+from store.pictures import read_picture
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 MAX_FILE = 2**20  # bytes: far more than 32x32 pixels need; bounds what a hostile file unpacks to
+JUNK = ("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found",
+        "__pycache__")  # folders that systems put anywhere
 CHUNK = 1000  # pictures a thread decodes at a time
 
 
-def find_pictures(folder: Path) -> dict[str, dict[str, list]]:
-    """For "train" and "test" the files of each class: path below `folder`, size, time of change."""
-    return {split: _find_classes(folder, split) for split in ("train", "test")}
+def find_pictures(folder: Path) -> tuple[dict[str, dict[str, list]], list[str]]:
+    """For "train" and "test" the files of each class, as `stamp` gives them; and what is skipped.
+
+    Hidden names and those of JUNK are skipped.
+    """
+    skipped = []
+    return {split: _classes(folder, split, skipped) for split in ("train", "test")}, skipped
+
+
+def stamp(path: str, status: os.stat_result) -> tuple:
+    """What changes with a file's content. No copy keeps the last, the inode's change time."""
+    return path, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def read_pictures(folder: Path, files: dict) -> tuple[np.ndarray, np.ndarray, int, list[str]]:
@@ -41,18 +53,26 @@ def refuse_link(path: Path) -> None:
                         "put a copy in its place")
 
 
-def _find_classes(folder: Path, split: str) -> dict[str, list]:
+def _classes(folder: Path, split: str, skipped: list[str]) -> dict[str, list]:
     if not (folder / split).is_dir():
         raise UserError(f"{folder} has no folder {split}/; "
                         "an image folder has both train/ and test/")
     refuse_link(folder / split)
     with os.scandir(folder / split) as entries:
-        classes = sorted(entry.name for entry in entries if entry.is_dir())
-    return {name: _walk(folder, f"{split}/{name}") for name in classes}
+        names = sorted(entry.name for entry in entries if entry.is_dir())
+    return {name: _walk(folder, f"{split}/{name}", skipped)
+            for name in names if not _skip(f"{split}/{name}", skipped)}
 
 
-def _walk(folder: Path, place: str) -> list[tuple[str, int, int]]:
-    """Path below `folder`, size and time of change of all pictures below `place`."""
+def _skip(path: str, skipped: list[str]) -> bool:
+    name = path.rpartition("/")[2]
+    if junk := name.startswith(".") or name in JUNK:
+        skipped.append(path)
+    return junk
+
+
+def _walk(folder: Path, place: str, skipped: list[str]) -> list[tuple]:
+    """The stamps of all pictures below `place`, sorted by path."""
     root = os.path.realpath(folder)
     found, places = [], [place]
     while places:
@@ -60,17 +80,19 @@ def _walk(folder: Path, place: str) -> list[tuple[str, int, int]]:
         refuse_link(folder / place)
         with os.scandir(folder / place) as entries:
             for entry in entries:
-                if entry.is_dir():
-                    places.append(f"{place}/{entry.name}")
-                elif entry.name.lower().endswith(EXTENSIONS):
-                    if (entry.is_symlink()
-                            and not os.path.realpath(entry.path).startswith(root + os.sep)):
-                        refuse_link(Path(entry.path))
-                    status = entry.stat()
-                    if not entry.is_file() or status.st_size > MAX_FILE:  # a pipe would never end
-                        raise UserError(f"{entry.path} is not a file of at most {MAX_FILE} bytes; "
-                                        "remove it")
-                    found.append((f"{place}/{entry.name}", status.st_size, status.st_mtime_ns))
+                path, is_dir = f"{place}/{entry.name}", entry.is_dir()
+                if not is_dir and not entry.name.lower().endswith(EXTENSIONS) or _skip(path, skipped):
+                    continue
+                if is_dir:
+                    places.append(path)
+                    continue
+                if entry.is_symlink() and not os.path.realpath(entry.path).startswith(root + os.sep):
+                    refuse_link(Path(entry.path))
+                status = entry.stat()
+                if not entry.is_file() or status.st_size > MAX_FILE:  # a pipe would never end
+                    raise UserError(f"{entry.path} is not a file of at most {MAX_FILE} bytes; "
+                                    "remove it")
+                found.append(stamp(path, status))
     return sorted(found)
 
 
@@ -78,8 +100,10 @@ def _check_classes(folder: Path, files: dict) -> list[str]:
     """The class names, which both splits must have, with pictures."""
     odd = sorted(set(files["train"]) ^ set(files["test"]))
     if odd:
+        twin = next((f"; it has {ascii(name)} instead of {ascii(odd[0])}" for name in odd[1:]
+                     if _sound(name) == _sound(odd[0])), "")
         raise UserError(f"the class {odd[0]} is in only one of train/ and test/ of {folder}; "
-                        "both need it")
+                        f"the other needs it too{twin}")
     if not files["train"]:
         raise UserError(f"{folder / 'train'} has no class folders; "
                         "put the pictures in train/<class>/")
@@ -91,15 +115,23 @@ def _check_classes(folder: Path, files: dict) -> list[str]:
     return list(files["train"])
 
 
+def _sound(name: str) -> str:
+    """The same for names that only capitals, blanks or Unicode's composition tell apart."""
+    return "".join(unicodedata.normalize("NFKC", name).casefold().split())
+
+
 def _decode(folder: Path, paths: tuple[str, ...]) -> np.ndarray:
     print(f"decoding {len(paths)} pictures of {folder}, once", file=sys.stderr)
     images = np.empty((len(paths), 3, 32, 32), np.uint8)
 
     def decode_chunk(start: int) -> None:
         for i in range(start, min(start + CHUNK, len(paths))):
-            images[i] = read_small_picture(folder / paths[i])
+            images[i] = read_picture(folder / paths[i], exact=True)
 
     with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
         warnings.simplefilter("ignore")  # Pillow's, on odd files; an unreadable one is an error
-        list(pool.map(decode_chunk, range(0, len(paths), CHUNK)))  # raises the first error
+        try:
+            list(pool.map(decode_chunk, range(0, len(paths), CHUNK)))  # raises the first error
+        except RuntimeError as error:  # no memory for another thread
+            raise MemoryError from error
     return images

@@ -1,7 +1,9 @@
 """The official CIFAR-10 files: their download, and their content."""
 
+import hashlib
 import http.client
 import os
+import pickle
 import shutil
 import socket
 import sys
@@ -11,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from store.files import ROOT, UserError, make_folder
+from store.files import ROOT, UserError, make_folder, read_file
+from store.image_folder import stamp
 
 DATA_DIR = ROOT / "data"  # the only folder that need not be there, or empty, to be filled
 BATCHES = "cifar-10-batches-py"
@@ -19,34 +22,37 @@ STAGING = ".download"
 STALL_LIMIT = 30.0  # seconds without a byte
 
 
-def find_batches(folder: Path) -> dict[str, list]:
-    """Name, size and time of change of the files; none if they are not there."""
-    files = []
-    if os.path.lexists(folder / BATCHES):
-        with os.scandir(folder / BATCHES) as entries:
-            files = sorted((entry.name, entry.stat().st_size, entry.stat().st_mtime_ns)
-                           for entry in entries)
-    return {BATCHES: files}
+def find_batches(folder: Path) -> list[tuple]:
+    """The stamps of the files, sorted by name; none if they are not there."""
+    if not os.path.lexists(folder / BATCHES):
+        return []
+    with os.scandir(folder / BATCHES) as entries:
+        return sorted(stamp(entry.name, entry.stat()) for entry in entries)
 
 
-def read_batches(folder: Path, files: dict) -> tuple[np.ndarray, np.ndarray, int, list[str]]:
-    """Images, labels, the number of those to train, and class names.
-
-    torchvision unpickles the files, and only if their MD5 sums match.
-    """
+def read_batches(folder: Path, files: list) -> tuple[np.ndarray, np.ndarray, int, list[str]]:
+    """Images, labels, the number of those to train, and class names."""
     from torchvision.datasets import CIFAR10
-    from torchvision.datasets.utils import check_integrity
 
-    meta = CIFAR10.meta["filename"], CIFAR10.meta["md5"]
-    for name, md5 in [*CIFAR10.train_list, *CIFAR10.test_list, meta]:
-        if not check_integrity(folder / BATCHES / name, md5):
-            raise UserError(f"{folder / BATCHES / name} is missing or not the official file (its "
-                            "MD5 sum differs), so nothing is read; "
-                            f"remove {folder / BATCHES} to get it again")
-    train, test = CIFAR10(folder, train=True), CIFAR10(folder, train=False)
-    images = np.concatenate([train.data, test.data]).transpose(0, 3, 1, 2)
-    labels = np.array(train.targets + test.targets, np.int64)
-    return np.ascontiguousarray(images), labels, len(train.data), train.classes
+    train, test = ([_unpickle(folder / BATCHES / name, md5) for name, md5 in listed]
+                   for listed in (CIFAR10.train_list, CIFAR10.test_list))
+    meta = _unpickle(folder / BATCHES / CIFAR10.meta["filename"], CIFAR10.meta["md5"])
+    images = np.concatenate([batch["data"] for batch in train + test]).reshape(-1, 3, 32, 32)
+    labels = np.concatenate([batch["labels"] for batch in train + test])
+    count = sum(len(batch["labels"]) for batch in train)
+    return images, labels.astype(np.int64), count, meta[CIFAR10.meta["key"]]
+
+
+def _unpickle(path: Path, md5: str) -> dict:
+    """The content of an official file. A pickle can run code: the very bytes are checked first."""
+    try:
+        content = read_file(path)
+    except (FileNotFoundError, ValueError):
+        content = b""
+    if hashlib.md5(content, usedforsecurity=False).hexdigest() != md5:
+        raise UserError(f"{path} is missing or not the official file (its MD5 sum differs), so "
+                        f"nothing is read; remove {path.parent} to get it again")
+    return pickle.loads(content, encoding="latin1")
 
 
 def refuse_to_fill(folder: Path) -> None:

@@ -1,6 +1,13 @@
-"""One picture as 3 x 32 x 32 bytes."""
+"""One picture as 3 x 32 x 32 bytes, the same wherever it is read: to train on, or for --predict.
 
-import warnings
+Its central square is scaled to 32 x 32 with antialiasing; 32x32 pixels stay as they are.
+It is turned upright as its camera noted. Transparency shows a grey of 128, zero to a network.
+Of 16 bits the upper eight count. 32-bit grey names no range: see `_deep_grey`.
+"""
+
+import contextlib
+import os
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -8,74 +15,89 @@ import numpy as np
 from store.files import UserError
 
 FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP")  # of an image folder
+MAX_PIXELS = 89_478_485  # Pillow's limit against decompression bombs; they take up to 1 GB
+MAX_JPEG = 3 * MAX_PIXELS  # which is decoded at an eighth of its size
 
 
-def read_small_picture(path: Path) -> np.ndarray:
-    """A picture of 32x32 pixels; any other size is refused by its header, before decoding."""
-    from PIL import Image
+def read_picture(path: Path, exact: bool = False) -> np.ndarray:
+    """Read a picture of any size, or with `exact` one of 32x32, in one of FORMATS.
 
+    A wrong size is refused by the header, before decoding. UserError if it cannot be read.
+    """
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            if image.size == (32, 32):
-                return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
-    except FileNotFoundError:
+        kind = os.stat(path).st_mode
+        if not stat.S_ISREG(kind):  # a pipe would never end
+            raise ValueError("it is a folder" if stat.S_ISDIR(kind) else "it is not a file")
+        with _open(path, FORMATS if exact else None) as image:
+            width, height = image.size
+            if exact and image.size != (32, 32):
+                raise ValueError(f"it has {width}x{height} pixels; only 32x32 is taken: resize it")
+            limit = MAX_JPEG if image.format == "JPEG" else MAX_PIXELS
+            if width * height > limit:
+                raise ValueError(f"its {width}x{height} pixels exceed the limit of {limit}")
+            image.draft(None, (256, 256))
+            return _pixels(image)
+    except MemoryError:
         raise
     except Exception as error:  # decoders raise many kinds on damaged bytes: all mean unreadable
-        raise UserError(f"{path} cannot be read as a 32x32 picture ({error}); "
-                        "mend or remove it") from error
-    raise UserError(f"{path} has {image.width}x{image.height} pixels; only 32x32 is taken, "
-                    "so resize it")
-
-
-def read_picture(path: Path) -> np.ndarray:
-    """A picture of any size: its central square, scaled to 32 x 32 with antialiasing.
-
-    Turned upright as its camera noted; what is transparent shows a grey of 128, zero to a network.
-    Refuses what is larger than Pillow's limit against decompression bombs, 89 million pixels,
-    which take up to 1 GB. A large JPEG is decoded at a fraction of its size, in a moment.
-    """
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    Image.init()
-    formats = [name for name in Image.OPEN if name != "EPS"]  # for EPS Pillow runs Ghostscript
-    try:
-        if not path.is_file():  # a pipe would never end
-            raise FileNotFoundError(0, "there is no such file")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=formats) as image:
-                image.draft(None, (256, 256))
-                small = ImageOps.exif_transpose(_square(_eight_bits(image)).convert("RGBA"))
-                grey = Image.new("RGBA", small.size, (128, 128, 128, 255))
-                opaque = Image.alpha_composite(grey, small).convert("RGB")
-                return np.asarray(opaque).transpose(2, 0, 1)
-    except UnidentifiedImageError as error:
-        raise UserError(f"argument --predict: {path} cannot be read as a picture "
-                        "(it is in no format that is known here)") from error
-    except Exception as error:  # decoders raise many kinds on damaged bytes: all mean unreadable
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise UserError(f"argument --predict: {path} cannot be read as a picture "
-                        f"({reason})") from error
+        raise UserError(f"{path} cannot be read as a picture ({reason})") from error
 
 
-def _eight_bits(image):
-    """The picture as RGB or RGBA. Pillow cuts 16-bit values off at 255: they are scaled first."""
-    from PIL import Image
+def _open(path: Path, formats: tuple | None):
+    from PIL import Image, UnidentifiedImageError
+    from PIL.JpegImagePlugin import JpegImageFile
 
-    if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
-    if image.mode == "F":
-        image = image.convert("L")
+    with contextlib.suppress(SyntaxError):  # no JPEG; Image.open would call large ones bombs
+        return JpegImageFile(path)
+    if formats is None:
+        Image.init()
+        formats = [name for name in Image.OPEN if name != "EPS"]  # Pillow would run Ghostscript
+    try:
+        return Image.open(path, formats=formats)
+    except UnidentifiedImageError:
+        raise ValueError("it is in no format that is known here") from None
+
+
+def _pixels(image) -> np.ndarray:
+    from PIL import Image, ImageOps
+
+    if image.mode[0] in "IF":
+        image = _deep_grey(image)
     mode = "RGBA" if image.has_transparency_data else "RGB"
-    return image if image.mode == mode else image.convert(mode)  # which would copy it
-
-
-def _square(image):
-    """The central square, 32 x 32. One call cuts and scales: no copy of a very long picture."""
-    from PIL import Image
-
     side = min(image.size)
     left, top = ((length - side) // 2 for length in image.size)
-    box = (left, top, left + side, top + side)
-    return image.resize((32, 32), Image.Resampling.BICUBIC, box=box)
+    box = (left, top, left + side, top + side)  # cut and scaled in one: no copy of a long picture
+    image = image if image.mode == mode else image.convert(mode)
+    small = image.resize((32, 32), Image.Resampling.BICUBIC, box)
+    with contextlib.suppress(Exception):  # a damaged note turns nothing
+        small = ImageOps.exif_transpose(small)
+    if mode == "RGBA":
+        grey = Image.new("RGBA", (32, 32), (128, 128, 128, 255))
+        small = Image.alpha_composite(grey, small).convert("RGB")
+    return np.asarray(small).transpose(2, 0, 1)
+
+
+def _deep_grey(image):
+    """Grey of more than 8 bits, scaled: Pillow would cut it off at 255.
+
+    White is 65535, or 4095 in a 12-bit file. 32-bit files do not tell: theirs is the first of
+    1 (floats), 255, 65535 and 2^31 - 1 that is more than half of the largest value.
+    """
+    from PIL import Image
+
+    values = np.array(image, np.float32)
+    np.nan_to_num(values, copy=False, posinf=0)
+    tiff, largest = getattr(image, "tag_v2", {}), values.max()
+    if image.mode == "F" and largest < 2:
+        values = np.rint(255 * values)
+    elif image.mode == "F" or image.mode == "I" and tiff:
+        values /= 1 if largest < 2**9 else 2**8 if largest < 2**17 else 2**23
+    else:
+        values /= 2**4 if tiff.get(258) == (12,) else 2**8
+    values = values.clip(0, 255).astype(np.uint8)
+    grey = Image.fromarray(255 - values if tiff.get(262) == 0 else values)  # 0: white is zero
+    if (clear := image.info.get("transparency")) is not None:
+        grey.putalpha(Image.fromarray((np.asarray(image) != clear).astype(np.uint8) * 255))
+    grey.info = {key: image.info[key] for key in image.info if key != "transparency"}
+    return grey

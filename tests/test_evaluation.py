@@ -392,12 +392,15 @@ def unreadable(tmp_path, pictures):
 
 @pytest.mark.parametrize(("kind", "reason"), [
     ("text", "no format"), ("empty", "no format"), ("postscript", "no format"), ("cut off", "truncated"),
-    ("damaged", ""), ("bomb", "exceeds limit"), ("smaller bomb", "exceeds limit"), ("missing", "no such file"),
-    ("folder", "no such file"), ("pipe", "no such file")])
-def test_what_is_no_picture_is_named_in_one_line(kind, reason, trained, pictures, unreadable, capsys):
-    assert main("mlp", "--runs_dir", trained, "--evaluate", "16_0.001_0.2", "--predict", pictures[0],
-                unreadable[kind]) == 2
-    message = error_of(capsys)
+    ("damaged", ""), ("bomb", "exceeds limit"), ("smaller bomb", "exceed the limit"), ("missing", "No such file"),
+    ("folder", "it is a folder"), ("pipe", "it is not a file")])
+def test_what_is_no_picture_is_named_in_one_line_and_the_others_are_answered(
+        kind, reason, trained, pictures, unreadable, capsys):
+    paths = [pictures[0], unreadable[kind], pictures[1]]
+    assert main("mlp", "--runs_dir", trained, "--evaluate", "16_0.001_0.2", "--predict", *paths) == 2
+    out, message = capsys.readouterr()
+    assert [line.split("  ")[0].strip() for line in out.splitlines()] == [str(paths[0]), str(paths[2])]
+    assert message.count("\n") == 1
     assert f"argument --predict: {unreadable[kind]} cannot be read as a picture (" in message
     assert reason in message
 

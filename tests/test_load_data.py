@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import http.server
 import io
+import json
 import os
 import pickle
 import random
@@ -12,8 +13,8 @@ import struct
 import subprocess
 import sys
 import tarfile
+import tempfile
 import threading
-import time
 import warnings
 import zlib
 from pathlib import Path
@@ -25,13 +26,13 @@ from PIL import Image
 
 import load_data
 from load_data import load_cifar_2d, load_cifar_4d, normalize
-from store import cache
+from store import cache, image_folder
 from store import official as official_files
 from store.cache import CACHE, LOCK
-from store.files import UserError
+from store.files import UserError, lock
 from store.image_folder import find_pictures
 from store.official import BATCHES, STAGING
-from store.pictures import read_small_picture
+from store.pictures import read_picture
 from store.synthetic import shapes as synthetic_shapes
 
 PROCESS = f"""
@@ -150,10 +151,10 @@ def test_the_fingerprint_follows_pixels_and_class_names(folder):
     (lambda f: [p.unlink() for p in f.glob("train/*/*") if p.name != "00.png"], "fewer than 5 pictures"),
     (lambda f: (f / "train" / "cat" / "07.png").write_bytes(b""), "train/cat/07.png cannot be read"),
     (lambda f: Image.new("RGB", (32, 32)).save(f / "train" / "cat" / "07.png", "EPS"),
-     "train/cat/07.png cannot be read as a 32x32 picture (cannot identify"),
+     "train/cat/07.png cannot be read as a picture (it is in no format"),
     (lambda f: (f / "train" / "cat" / "07.png").write_bytes(bytes(2**20 + 1)), "at most 1048576 bytes"),
-    (lambda f: picture(f / "test" / "dog" / "x.png", (33, 32)), "test/dog/x.png has 33x32 pixels"),
-    (lambda f: picture(f / "test" / "dog" / "x.png", (32, 31)), "test/dog/x.png has 32x31 pixels"),
+    (lambda f: picture(f / "test" / "dog" / "x.png", (33, 32)), "dog/x.png cannot be read as a picture (it has 33x32"),
+    (lambda f: picture(f / "test" / "dog" / "x.png", (32, 31)), "dog/x.png cannot be read as a picture (it has 32x31"),
     (lambda f: ((f / "test" / "dog" / "00.png").unlink(), os.mkfifo(f / "test" / "dog" / "00.png")),
      "test/dog/00.png is not a file"),
     (lambda f: (shutil.rmtree(f), f.write_text("x")), "is not a folder"),
@@ -167,7 +168,7 @@ def test_a_picture_that_vanishes_is_named(folder, monkeypatch):
     files = find_pictures(folder)
     (folder / "train" / "cat" / "07.png").unlink()
     monkeypatch.setattr(cache, "find_pictures", lambda _: files)
-    assert "train/cat/07.png: No such file" in refusal(folder)
+    assert "train/cat/07.png cannot be read as a picture (No such file" in refusal(folder)
 
 
 def test_bytes_flipped_in_pictures_never_give_a_traceback(folder):
@@ -184,14 +185,14 @@ def test_bytes_flipped_in_pictures_never_give_a_traceback(folder):
             path.write_bytes(data[:rng.choice((len(data), rng.randrange(len(data))))])
             with warnings.catch_warnings(), contextlib.suppress(UserError):
                 warnings.simplefilter("ignore")
-                assert read_small_picture(path).shape == (3, 32, 32)
+                assert read_picture(path, exact=True).shape == (3, 32, 32)
 
 
 def test_a_picture_of_gigabytes_is_refused_by_its_header(folder):
     def chunk(kind, body):
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
-    for side, words in ((12_000, "has 12000x12000 pixels"), (60_000, "cannot be read as a 32x32 picture")):
+    for side, words in ((12_000, "has 12000x12000 pixels"), (60_000, "exceeds limit")):
         header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
         bomb = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(10**6))) + chunk(b"IEND", b"")
         (folder / "train" / "ant" / "07.png").write_bytes(bomb)
@@ -199,6 +200,80 @@ def test_a_picture_of_gigabytes_is_refused_by_its_header(folder):
             warnings.simplefilter("error")
             message = refusal(folder)
         assert "train/ant/07.png" in message and words in message
+
+
+@pytest.mark.parametrize("name", [".ipynb_checkpoints", "__MACOSX", "@eaDir", ".hidden", "lost+found"])
+def test_what_nobody_put_there_is_skipped_and_counted(folder, name, capsys):
+    before = load_cifar_4d(folder)
+    for place in (f"train/{name}", f"train/cat/{name}", f"test/dog/{name}/deeper"):
+        picture(folder / place / "00.png")
+    picture(folder / "test" / "dog" / "._03.png")
+    for place in ("train/Thumbs.db", "train/dog/Thumbs.db", "train/dog/.DS_Store"):
+        (folder / place).write_bytes(b"no picture")
+    (folder / CACHE).unlink()
+    capsys.readouterr()
+    same(before, load_cifar_4d(folder))
+    assert f"skipping 4 hidden or system files and folders of {folder}, such as" in capsys.readouterr().err
+    same(before, load_cifar_4d(folder))
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("one, other", [("caf\u00e9", "cafe\u0301"), ("Elk", "elk"), ("big elk", "bigelk ")])
+def test_class_names_that_look_alike_are_told_apart(folder, one, other):
+    (folder / "train" / "dog").rename(folder / "train" / one)
+    (folder / "test" / "dog").rename(folder / "test" / other)
+    message = refusal(folder)
+    assert "is in only one of train/ and test/" in message and ascii(one) in message and ascii(other) in message
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become a user who may not read")
+@pytest.mark.parametrize("name", ["train", "train/cat", "train/cat/deeper", "train/cat/07.png"])
+def test_what_may_not_be_read_is_named(folder, name):
+    picture(folder / "train" / "cat" / "deeper" / "00.png")
+    with tempfile.TemporaryDirectory() as place:
+        Path(place).chmod(0o755)
+        images = shutil.copytree(folder, Path(place) / "images")
+        (images / name).chmod(0)
+        os.seteuid(12345)
+        try:
+            message = refusal(images)
+        finally:
+            os.seteuid(0)
+    assert str(images / name) in message and "Permission denied" in message
+
+
+def test_a_name_in_no_encoding_is_read(folder):
+    for split in ("train", "test"):
+        (folder / split / "dog").rename(folder / split / "d\udcffg")  # the byte 255, as Python spells it
+    (folder / "train" / "cat" / "07.png").rename(folder / "train" / "cat" / "\udcfe\n.png")
+    first = load_cifar_4d(folder)
+    assert first.classes == ("ant", "cat", "d\udcffg")
+    same(first, load_cifar_4d(folder))
+    (folder / CACHE).unlink()
+    (folder / "train" / "cat" / "\udcfe\n.png").write_bytes(b"")
+    assert "cat/? .png cannot be read" in refusal(folder)
+
+
+# Memory
+
+
+def test_no_memory_is_told_in_one_line(folder, monkeypatch):
+    def none_left(*_, **__):
+        raise MemoryError
+
+    for module, name, synthetic in ((image_folder, "read_picture", False), (np, "empty", False),
+                                    (load_data, "generate", True)):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, none_left)
+            assert "not enough memory" in refusal(folder, synthetic)
+
+
+def test_threads_that_cannot_start_are_no_traceback(folder, monkeypatch):
+    def none_left(*_):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", none_left)
+    assert "not enough memory" in refusal(folder)
 
 
 # Links
@@ -249,14 +324,34 @@ def test_pictures_are_decoded_once(folder, capsys):
     assert capsys.readouterr().err == ""
 
 
+def exchange(a, b):
+    a.rename(a.with_suffix(".x"))
+    b.rename(a)
+    a.with_suffix(".x").rename(b)
+
+
+def copy_over(a, b):
+    """As `cp -p` and rsync copy: size and time stay."""
+    content, times = a.read_bytes(), a.stat()
+    a.write_bytes(b.read_bytes())
+    b.write_bytes(content)
+    for path in (a, b):
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
 @pytest.mark.parametrize("change", [
     lambda f: picture(f / "train" / "cat" / "new.png"),
     lambda f: (f / "train" / "cat" / "07.png").unlink(),
     lambda f: (f / "train" / "cat" / "07.png").rename(f / "train" / "ant" / "77.png"),
     lambda f: picture(f / "test" / "cat" / "03.png", seed=5000),
     lambda f: os.utime(f / "test" / "cat" / "03.png", ns=(1, 1)),
+    lambda f: exchange(f / "test" / "cat" / "03.bmp", f / "test" / "dog" / "03.bmp"),
+    lambda f: copy_over(f / "test" / "cat" / "03.bmp", f / "test" / "dog" / "03.bmp"),
 ])
 def test_a_changed_folder_is_noticed(folder, change, capsys):
+    for name in ("cat", "dog"):
+        picture(folder / "test" / name / "03.bmp", seed=len(name) + ord(name[0]))
+        os.utime(folder / "test" / name / "03.bmp", ns=(1, 1))  # of one size, as all of this kind
     load_cifar_4d(folder)
     change(folder)
     capsys.readouterr()
@@ -281,6 +376,54 @@ def test_a_damaged_cache_is_made_anew(folder, capsys):
         same(first, load_cifar_4d(folder))
         assert "decoding" in capsys.readouterr().err
         assert path.read_bytes() == whole
+
+
+def test_a_cache_of_another_user_is_not_believed(folder, official, capsys):
+    if os.geteuid():
+        pytest.skip("needs root, to give files away")
+    for place in (folder, official):
+        first = load_cifar_4d(place)
+        forge(place / CACHE)
+        forged = load_cifar_4d(place)
+        assert forged.fingerprint != first.fingerprint, "it is of one's own: so would it be believed"
+        os.chown(place / CACHE, 12345, 12345)
+        same(first, load_cifar_4d(place))
+        forge(place / CACHE)
+        os.chown(place / CACHE, 12345, 12345)
+        os.chown(place, 12345, 12345)
+        same(forged, load_cifar_4d(place))  # whoever owns the folder could put any data there
+
+
+def forge(path):
+    """Another picture in the cache, with the sum that it then has."""
+    note, content = path.read_bytes().split(b"\n", 1)
+    note = json.loads(note)
+    content = bytearray(content)
+    content[-1] ^= 1
+    count = note["count"]
+    labels = np.frombuffer(content[:8 * count], np.int64)
+    images = np.frombuffer(content[8 * count:], np.uint8)
+    source = "official" if (path.parent / BATCHES).exists() else "image folder"
+    note["fingerprint"] = cache.Arrays(images, labels, note["train"], note["classes"], source).fingerprint
+    path.write_bytes(json.dumps(note).encode() + b"\n" + content)
+
+
+def test_who_holds_the_lock_is_told_while_it_is_waited_for(folder):
+    with lock(folder / LOCK) as held:
+        assert held
+        os.truncate(folder / LOCK, 0)
+        (folder / LOCK).write_bytes(b"process 7 on \x1b[31mfar\n")
+        worker = subprocess.Popen([sys.executable, "-c", PROCESS, folder], stdout=subprocess.PIPE,
+                                  stderr=subprocess.PIPE, text=True)
+        stop = threading.Timer(60, worker.kill)
+        stop.start()
+        line = worker.stderr.readline()
+        stop.cancel()
+        assert line.startswith("waiting for process 7 on ?[31mfar") and str(folder / LOCK) in line
+        assert worker.poll() is None
+    out, err = worker.communicate(timeout=60)
+    assert worker.returncode == 0 and "decoding" in err and "waiting" not in err
+    assert out.split()[0] == load_cifar_4d(folder).fingerprint
 
 
 def test_a_folder_that_takes_no_files_is_read_without_a_cache(folder, capsys):
@@ -362,16 +505,31 @@ def test_decoded_official_files_are_read_without_torchvision(official):
     assert out.split() == [first.fingerprint, "False"]
 
 
-def test_a_pickle_in_the_place_of_a_batch_never_runs(official, tmp_path):
-    class Bomb:
-        def __reduce__(self):
-            return os.mkdir, (str(tmp_path / "ran"),)
+class Bomb:
+    def __init__(self, place):
+        self.place = str(place)
 
+    def __reduce__(self):
+        return os.mkdir, (self.place,)
+
+
+def test_a_pickle_that_is_exchanged_after_its_check_never_runs(official, tmp_path, monkeypatch):
+    def read_then_exchange(path):
+        content = path.read_bytes()
+        path.write_bytes(pickle.dumps(Bomb(tmp_path / "ran"), protocol=2))
+        return content
+
+    monkeypatch.setattr(official_files, "read_file", read_then_exchange)
+    assert load_cifar_4d(official).source == "official"
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_pickle_in_the_place_of_a_batch_never_runs(official, tmp_path):
     load_cifar_4d(official)
     for name in ("data_batch_1", "test_batch", "batches.meta"):
         path = official / BATCHES / name
         whole = path.read_bytes()
-        path.write_bytes(pickle.dumps(Bomb(), protocol=2))
+        path.write_bytes(pickle.dumps(Bomb(tmp_path / "ran"), protocol=2))
         assert f"{path} is missing or not the official file" in refusal(official)
         path.unlink()
         assert f"{path} is missing or not the official file" in refusal(official)
@@ -455,13 +613,12 @@ def test_real_batches_load_when_torchvision_is_given_their_sums(real_batches, tm
     assert torch.bincount(data.test.labels).tolist() == [1000] * 10
 
 
-def test_real_images_load_again_in_a_moment(real_images):
+def test_real_images_are_decoded_once(real_images, capsys):
     first = load_cifar_4d(real_images)
     assert [len(split.images) for split in first[:3]] == [40_000, 10_000, 10_000]
-    start = time.perf_counter()
-    second = load_cifar_4d(real_images)
-    assert time.perf_counter() - start < 3, "it is under a second; three leave room for a busy machine"
-    assert first.fingerprint == second.fingerprint
+    capsys.readouterr()
+    assert load_cifar_4d(real_images).fingerprint == first.fingerprint
+    assert capsys.readouterr().err == ""
 
 
 # The download
@@ -542,9 +699,7 @@ def test_a_failed_download_names_the_ways_out_and_leaves_nothing(server, tmp_pat
     monkeypatch.setattr(official_files, "STALL_LIMIT", 0.5)
     server(way)
     (tmp_path / "data").mkdir()
-    start = time.perf_counter()
     message = refusal(tmp_path / "data")
-    assert time.perf_counter() - start < 5
     for words in (reason, str(tmp_path / "data" / "cifar-10-python.tar.gz"), "--data_dir", "--synthetic"):
         assert words in message
     assert list((tmp_path / "data").iterdir()) == []
