@@ -35,17 +35,9 @@ from lab.experiment import SIDE_BY_SIDE
 from load_data import load_cifar_2d, load_cifar_4d
 from mlp.model import MLP
 from plain import peak_mb
+from store.images import EVALUATION_BATCH, FLAT_EVALUATION_BATCH, evaluation_batches, prepared, take
 from store.settings import Settings
-from training import (
-    EVALUATION_BATCH,
-    FLAT_EVALUATION_BATCH,
-    Trainer,
-    answer,
-    cross_entropy,
-    evaluation_batches,
-    prepared,
-    take,
-)
+from training import Trainer, answer, cross_entropy
 
 CPU = torch.device("cpu")
 TRAIN, EVALUATE = 40_000, 20_000

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from fast.linear import linear
-from training import Trainer, answer, cross_entropy, evaluation_batches, take
+from store.images import evaluation_batches, take
+from training import Trainer, answer, cross_entropy
 
 
 class Linears(torch.autograd.Function):

@@ -25,11 +25,12 @@ from torch import Tensor, nn
 
 from load_data import DATA_DIR, Data, Split
 from store.files import UserError, one_line, write_file, write_json
+from store.images import evaluation_batches, prepared
 from store.pictures import read_picture
 from store.run import RunFolder
 from store.settings import Settings
 from store.trained import Build, Trained, class_probabilities, confusion_matrix, read_trained, restore
-from training import answer, evaluation_batches, prepared
+from training import answer
 
 WIDTH = 100  # columns of the table
 MISTAKES = 32  # pictures in mistakes.png

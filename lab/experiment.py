@@ -17,10 +17,10 @@ from lab.terminal import open_closed_streams
 from lab.tracking import chosen_tools
 from load_data import Data
 from store.files import UserError, one_line
+from store.images import prepared
 from store.run import RunFolder, forget_failures
 from store.settings import Settings
 from store.trained import Build, is_out_of_memory
-from training import prepared
 
 SIDE_BY_SIDE = 8  # small MLPs at once: enough to gain from it, few enough for several workers
 Load = Callable[[Path, bool], Data]

@@ -33,9 +33,9 @@ from layers import BatchNorm, Dropout
 from load_data import Data, Split, load_cifar_2d, load_cifar_4d, normalize
 from report.studies import BASES, NETWORKS, SWEEP, data_name, read_runs, write_theory
 from store.files import ROOT, UserError
+from store.images import evaluation_batches, prepared
 from store.run import RunFolder
 from store.trained import confusion_matrix, read_trained, restore
-from training import evaluation_batches, prepared
 
 BUILD = {"mlp": mlp.model.build, "cnn": cnn.model.build}
 BATCH_SIZES = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)

@@ -10,9 +10,10 @@ import mlp.model
 from lab.experiment import run_experiment
 from lab.options import parse_command_line
 from load_data import Data, Split, load_cifar_2d, load_cifar_4d
+from store.images import prepared
 from store.run import RunFolder
 from store.settings import Settings
-from training import Trainer, prepared
+from training import Trainer
 
 CPU = torch.device("cpu")
 DEFAULTS = {"mlp": {"batch_size": 32, "learning_rate": 0.001, "drop_rate": 0.2, "num_epochs": 2},

@@ -24,18 +24,10 @@ from fast.linear import Linear
 from fast.side_by_side import Linears, SideBySide
 from lab.experiment import gain_side_by_side, groups
 from load_data import Split, load_cifar_2d, normalize
+from store.images import EVALUATION_BATCH, FLAT_EVALUATION_BATCH, augmented
 from store.run import COLUMNS, RunFolder
 from store.settings import Settings
-from training import (
-    EVALUATION_BATCH,
-    FLAT_EVALUATION_BATCH,
-    Adam,
-    Diverged,
-    Trainer,
-    augmented,
-    schedule,
-    seed_epoch,
-)
+from training import Adam, Diverged, Trainer, schedule, seed_epoch
 
 SETTINGS = {
     "mlp": settings_of("mlp", num_epochs=3),
