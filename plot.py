@@ -34,6 +34,8 @@ def main() -> int:
                         help="where pics/, results/tables/ and REPORT.md are written; default: this repository")
     parser.add_argument("--collect", type=Path, metavar="RUNS_DIR",
                         help="first take the finished runs of RUNS_DIR into results/")
+    parser.add_argument("--explore", type=Path, metavar="PAGE.html",
+                        help="only write one page to look through the runs in a browser (needs plotly)")
     options = parser.parse_args()
     if options.collect and options.runs_dir:
         parser.error("argument --collect: draws from results/, so it does not go with --runs_dir")
@@ -50,12 +52,16 @@ def relocated(text: str, folder: Path, kind: str) -> str:
 
 
 def draw(options) -> int:
+    from report.explore import write_page, write_runs
     from report.studies import STUDIES, View, collect, read_source
 
     start = time.perf_counter()
     if options.collect:
         print(f"{len(collect(options.collect))} runs taken from {options.collect} into results/")
     source = read_source(options.runs_dir)
+    if options.explore:
+        print(write_page(source, options.explore))
+        return 0
     views = {name: View(study, source) for name, study in STUDIES.items()}
 
     from report.figures import draw_all  # loads matplotlib
@@ -64,6 +70,7 @@ def draw(options) -> int:
 
     figures = draw_all(views, source, options.output / "pics", options.format)
     tables = write_tables(views, findings(views), options.output / "results" / "tables")
+    tables.append(write_runs(source, options.output / "results" / "tables"))
     parts = blocks(views, source)
     documents = ["REPORT.md"]
     if options.output == ROOT and options.runs_dir is None:

@@ -1,13 +1,28 @@
 """plot.py --explore and runs.csv: the page in a real browser, and all that needs none."""
 
+import importlib
 import itertools
+import json
+import math
+import shutil
+import subprocess
+import sys
 from dataclasses import asdict
+from html.parser import HTMLParser
 
 import numpy as np
+import pandas
 import pytest
+from conftest import ROOT
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import WebDriverWait
 
-from report.studies import Record, Source
+from report.explore import SETTINGS, write_page, write_runs
+from report.studies import Record, Source, read_results, read_source
 from report.variance import FACTORS, full_levels, grids, shares
+from store.files import as_csv
 from store.run import COLUMNS
 from store.settings import Settings
 
@@ -87,3 +102,311 @@ def test_an_unfinished_run_is_in_no_grid():
     records = [fabricate("mlp", *cell, epochs=4 - (cell == cells[-1]), num_epochs=4) for cell in cells]
     grid, = grids(Source(records))
     assert grid.values.size == 4
+
+
+# One flat table
+
+
+def test_runs_csv_has_a_row_per_run_and_a_column_per_setting(tmp_path):
+    records = [fabricate("cnn", 128, seed=1), fabricate("mlp", 512, epochs=3, num_epochs=9),
+               fabricate("mlp", failure={"time": 1, "reason": "no memory"}, name="a,\"b\"\udcff\n_seed0"),
+               Record("mlp", "x_seed0", fabricate().config, [], None, {"time": 1, "reason": "late"})]
+    path = write_runs(Source(records), tmp_path)
+    table = pandas.read_csv(path)
+    assert set(SETTINGS) < set(table.columns)
+    assert table.state.tolist() == ["finished", "unfinished", "failed", "failed"]
+    assert table.name.tolist() == [records[0].name, records[1].name, 'a,"b"\\udcff\n_seed0', "x_seed0"]
+    one = table[table.batch_size == 512].squeeze()
+    rows = records[1].rows
+    assert (one.epochs, one.num_epochs, one.best_epoch, one.seconds) == (3, 9, 3, 4.5)
+    assert (one.val_acc, one.last_test_acc) == (rows[-1]["val_acc"], rows[-1]["test_acc"])
+    assert table.failure.dropna().tolist() == ["no memory", "late"] and table.val_acc.isna().sum() == 1
+    assert table.without_BatchNorm.dtype == bool and table.learning_rate.dtype == float
+    before = path.read_bytes()
+    write_runs(Source(records[::-1]), tmp_path)
+    assert path.read_bytes() == before
+
+
+def test_plot_writes_runs_csv_with_the_tables(tmp_path):
+    runs = write(tmp_path / "runs", [fabricate(seed=0), fabricate(seed=1)])
+    done = plot("--runs_dir", runs, "--output", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert len(pandas.read_csv(tmp_path / "out/results/tables/runs.csv")) == 2
+
+
+# The page, without a browser
+
+
+class Page(HTMLParser):
+    """The scripts of a page, and all that it would load."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.scripts, self.loads, self.policy, self.open = [], [], "", False
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attributes):
+        self.open = tag == "script"
+        self.loads += [value for key, value in attributes if key in ("src", "href", "srcset", "action")]
+        if ("http-equiv", "Content-Security-Policy") in attributes:
+            self.policy = dict(attributes)["content"]
+
+    def handle_endtag(self, tag):
+        self.open = False
+
+    def handle_data(self, data):
+        if self.open:
+            self.scripts.append(data)
+
+    @property
+    def data(self):
+        return next(json.loads(script) for script in self.scripts if script.startswith('{"settings"'))
+
+
+def write(folder, records):
+    """The folders of runs, as main.py leaves them but for the weights."""
+    for record in records:
+        place = folder / record.network / record.name
+        place.mkdir(parents=True)
+        for name, value in (("config", record.config), ("failed", record.failure), ("result", record.result)):
+            if value:
+                (place / f"{name}.json").write_text(json.dumps(value))
+        (place / "metrics.csv").write_bytes(as_csv(COLUMNS, record.rows))
+    return folder
+
+
+def plot(*arguments):
+    return subprocess.run([sys.executable, str(ROOT / "plot.py"), *map(str, arguments)], capture_output=True, text=True)
+
+
+def test_the_page_is_one_file_of_less_than_8_MB_that_loads_nothing(tmp_path):
+    page = tmp_path / "new" / "page.html"
+    done = plot("--explore", page)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{len(read_results())} runs in {page}") and done.stdout.count("\n") == 1
+    assert [path.name for path in page.parent.iterdir()] == ["page.html"]
+    assert page.stat().st_size < 8e6
+    found = Page(page)
+    assert found.loads == ["data:,"] and "default-src 'none'" in found.policy
+    assert len(found.data["runs"]) == len(read_results())
+    assert [grid["title"][:3] for grid in found.data["grids"]] == ["MLP", "CNN"]
+
+
+def test_without_plotly_one_line_says_how_to_install_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "plotly", None)
+    monkeypatch.setitem(sys.modules, "plotly.offline", None)
+    monkeypatch.setattr(sys, "argv", ["plot.py", "--explore", str(tmp_path / "page.html")])
+    monkeypatch.syspath_prepend(ROOT)
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module("plot").main()
+    error = capsys.readouterr().err
+    assert ended.value.code == 2 and error.count("\n") == 1 and not list(tmp_path.iterdir())
+    assert "pip install plotly, or pip install -r requirements-extra.txt" in error
+
+
+HOSTILE = "</script><img src=x onerror=\"hit=1\">'\\u003c&lt;<b>😀_seed0"
+
+
+def test_names_that_could_be_markup_stay_names(tmp_path):
+    write_page(Source([fabricate()]), tmp_path / "plain.html")
+    record = fabricate(name=HOSTILE)
+    record.config["data"]["classes"] = [HOSTILE]
+    write_page(Source([record]), tmp_path / "hostile.html")
+    plain, hostile = Page(tmp_path / "plain.html"), Page(tmp_path / "hostile.html")
+    assert hostile.loads == plain.loads and len(hostile.scripts) == len(plain.scripts)
+    run, = hostile.data["runs"]
+    assert run["name"] == HOSTILE and run["machine"]["data.classes"] == HOSTILE
+
+
+def test_unfinished_failed_and_damaged_runs_are_in_the_page(tmp_path):
+    records = [fabricate(epochs=2, num_epochs=9), fabricate(seed=1, failure={"time": 1, "reason": "nan"}),
+               Record("cnn", "x", {"data": {"classes": None}, "batch_size": [math.inf]}, [], None, {"time": 1})]
+    records[1].rows[-1]["val_loss"] = math.nan
+    write_page(Source(records), tmp_path / "page.html")
+    first, second, third = Page(tmp_path / "page.html").data["runs"]
+    assert [run["state"] for run in (first, second, third)] == ["unfinished", "failed", "failed"]
+    assert first["epochs"] == 2 and first["curves"]["val_loss"] == pytest.approx([2.2, 2.1])
+    assert second["curves"]["val_loss"][-1] is None and third["val_acc"] is None
+
+
+# The page in a browser
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not (browser and driver):
+        pytest.skip("no Chromium here: apt-get install chromium chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = browser
+    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1400,1000",
+                     "--enable-unsafe-swiftshader"):  # WebGL without a graphics card
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    with webdriver.Chrome(options, Service(driver)) as chromium:
+        yield chromium
+
+
+RUNS = [fabricate("mlp", 1024, rate, drop, seed, top=0.4 + 10 * rate + drop / 10 + seed / 100)
+        for rate in (0.001, 0.002, 0.01) for drop in (0.0, 0.2) for seed in (0, 1)]
+RUNS += [fabricate("cnn", 128, 0.001, drop / 10, top=0.7 - drop / 100) for drop in range(6)]
+RUNS += [fabricate("cnn", 128, 0.01, 0.5, epochs=2, num_epochs=4, top=0.3), fabricate("cnn", 256, name=HOSTILE),
+         Record("cnn", "x", fabricate("cnn", 512).config, [], None, {"time": 1, "reason": "no memory"})]
+
+
+class Explorer:
+    """The page as its reader sees it."""
+
+    def __init__(self, chromium, path):
+        self.chromium = chromium
+        chromium.get_log("browser")
+        chromium.get(path.as_uri())
+        WebDriverWait(chromium, 60).until(lambda _: self("return !!document.querySelector('#parallel .parcoords')"))
+
+    def __call__(self, script, *arguments):
+        return self.chromium.execute_script(script, *arguments)
+
+    def click(self, name):
+        self.chromium.find_element(By.NAME, name).click()
+
+    def clear(self):
+        self.chromium.find_element(By.ID, "clear").click()
+
+    def choose(self, name, value):
+        self("const list = document.getElementById(arguments[0]); list.value = arguments[1];"
+             "list.dispatchEvent(new Event('change'))", name, value)
+
+    def tick(self, i):
+        self.chromium.find_elements(By.CSS_SELECTOR, "#table tbody input")[i].click()
+
+    def texts(self, selector):
+        return self("return [...document.querySelectorAll(arguments[0])].map(e => e.innerText.trim())", selector)
+
+    def column(self, name):
+        """The cells of a column of the table, by the name of its button."""
+        buttons = self("return [...document.querySelectorAll('#table th button')].map(b => b.name)")
+        return self.texts(f"#table tbody td:nth-child({buttons.index(name) + 2})")
+
+    def curves(self):
+        """The coloured lines: name → their heights."""
+        traces = self("return document.getElementById('curves').data.filter(t => t.hovertemplate)"
+                      ".map(t => [t.name, [...t.y]])")
+        return dict(traces)
+
+    def errors(self):
+        return [entry["message"] for entry in self.chromium.get_log("browser") if entry["level"] == "SEVERE"]
+
+
+@pytest.fixture(scope="module")
+def page(chromium, tmp_path_factory):
+    path = tmp_path_factory.mktemp("page") / "page.html"
+    write_page(Source(RUNS), path)
+    return Explorer(chromium, path)
+
+
+@pytest.fixture
+def explorer(page):
+    """The page as it was opened."""
+    page.choose("single", "setting")
+    page.choose("measure", "val_acc")
+    page.clear()
+    yield page
+    assert page.errors() == []
+    assert page("return performance.getEntriesByType('resource').length") == 0
+
+
+def test_every_part_is_drawn(explorer):
+    assert explorer.texts("#count") == ["21 of 21 runs, 15 of 15 settings"]
+    assert explorer("return [...document.querySelectorAll('#curves .scatterlayer path.js-line')].length") > 10
+    assert explorer("return document.getElementById('parallel').data[0].line.color.length") == 14  # one has no result
+    assert explorer("return document.querySelectorAll('#parallel canvas').length") > 0
+    assert explorer("return document.querySelectorAll('#shares .bars path').length") == 4
+    assert len(explorer.curves()) == 10
+    assert "no memory" in explorer("return document.querySelector('#table .bad').title")
+    assert "2 of 4" in explorer.column("epochs")
+
+
+def test_names_are_shown_and_not_run(explorer):
+    assert explorer("return [...document.querySelectorAll('#table tr')].map(row => row.title)").count(HOSTILE) == 1
+    explorer.choose("single", "run")
+    explorer.tick(0)
+    explorer.tick([row.startswith("</script>") for row in explorer(
+        "return [...document.querySelectorAll('#table tbody tr')].map(row => row.title)")].index(True))
+    assert HOSTILE in " ".join(explorer.texts("#pair > table td"))
+    assert not explorer("return window.hit")
+
+
+def test_a_band_is_mean_and_deviation_over_seeds(explorer):
+    explorer.click("network=mlp")
+    (line, band), = explorer(
+        "const traces = document.getElementById('curves').data;"
+        "return traces.filter(t => t.fill && t.name.includes('lr 0.01, drop 0.2')).map(band =>"
+        "[[...traces[traces.indexOf(band) + 1].y], [...band.y]])")
+    pair = np.array([[row["val_acc"] for row in run.rows] for run in RUNS
+                     if [run.config[key] for key in ("network", *FACTORS)] == ["mlp", 1024, 0.01, 0.2]])
+    mean, deviation = pair.mean(0), pair.std(0, ddof=1)
+    assert line == pytest.approx(list(mean))
+    assert band == pytest.approx([*(mean + deviation), *(mean - deviation)[::-1]])
+
+
+def test_a_filter_keeps_the_runs_with_its_value(explorer):
+    explorer.click("learning_rate=0.01")
+    assert explorer.texts("#count") == ["5 of 21 runs, 3 of 15 settings"]
+    assert len(explorer.column("val_acc")) == len(explorer.curves()) == 3
+    explorer.click("learning_rate=0.002")  # one or the other
+    assert explorer.texts("#count") == ["9 of 21 runs, 5 of 15 settings"]
+    explorer.click("seed=1")  # and this
+    assert explorer.column("seeds") == ["1"] * 4
+    explorer.clear()
+    assert explorer.texts("#count") == ["21 of 21 runs, 15 of 15 settings"]
+
+
+def test_a_column_sorts_both_ways_and_colours_the_first_ten(explorer):
+    best = explorer.column("val_acc")
+    assert best == sorted(best, reverse=True, key=lambda text: text.replace("–", "")) and best[-1] == "–"
+    explorer.click("drop_rate")
+    rates = explorer.column("drop_rate")
+    assert rates == sorted(rates, key=float)
+    explorer.click("drop_rate")
+    assert explorer.column("drop_rate") == sorted(rates, key=float, reverse=True)
+    assert any("drop 0.5" in name for name in explorer.curves())
+    assert not any("drop 0," in name or name.endswith("drop 0") for name in explorer.curves())
+
+
+def test_a_range_on_an_axis_picks_runs_by_value(explorer):
+    axes = explorer("return document.getElementById('parallel').data[0].dimensions.map(axis => axis.name)")
+    explorer("Plotly.restyle('parallel', {[`dimensions[${arguments[0]}].constraintrange`]: [[0.6, 0.69]]})",
+             axes.index("val_acc"))
+    WebDriverWait(explorer.chromium, 20).until(lambda _: len(explorer.column("val_acc")) < 15)
+    values = [float(text.split(" ")[0]) for text in explorer.column("val_acc")]
+    assert values and all(0.6 <= value <= 0.69 for value in values)
+    assert len(values) == sum(0.6 <= run.rows[-1]["val_acc"] <= 0.69 for run in RUNS if run.rows)
+
+
+def test_two_rows_side_by_side(explorer):
+    explorer.click("network=mlp")
+    explorer.click("drop_rate=0")
+    explorer.tick(0)
+    assert explorer("return document.activeElement.type") == "checkbox"  # which the new table has
+    explorer.tick(1)
+    rows = [row.split("\t") for row in explorer.texts("#pair > table tr")]
+    assert rows[0] == ["mlp, batch 1024, lr 0.01, drop 0", "mlp, batch 1024, lr 0.002, drop 0", "difference"]
+    assert rows[1][0] == "run" and rows[1][1].split(", ") == [run.name for run in RUNS[8:10]]
+    assert rows[2] == ["learning rate", "0.01", "0.002"]
+    assert ["validation accuracy, best epoch", "0.5050 ± 0.0071", "0.4250 ± 0.0071", "−0.0800"] in rows
+    assert "drop rate" not in [row[0] for row in rows]
+    explorer.chromium.find_element(By.TAG_NAME, "summary").click()
+    assert ["drop rate", "0"] in [row.split("\t") for row in explorer.texts("#pair details tr")]
+
+
+def test_a_row_for_each_run(explorer):
+    explorer.choose("single", "run")
+    assert explorer.texts("#count") == ["21 of 21 runs"]
+    assert len(explorer.column("seed")) == 21
+
+
+def test_the_published_runs_are_drawn_without_errors(chromium, tmp_path):
+    write_page(read_source(None), tmp_path / "page.html")
+    explorer = Explorer(chromium, tmp_path / "page.html")
+    assert len(explorer.texts("#table tbody tr")) > 100
+    assert explorer.errors() == []

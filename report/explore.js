@@ -1,0 +1,367 @@
+// What the page of `plot.py --explore` does: from all runs to those that the reader has chosen,
+// and from these to curves, parallel coordinates, a table and a comparison, drawn by plotly.js.
+"use strict";
+const { runs, settings, defaults, results, grids } = JSON.parse(at("data").textContent);
+const STYLES = [  // colours of Okabe and Ito, each with a dash of its own; the first is the ink's
+  ["", "solid"], ["#d55e00", "dash"], ["#56b4e9", "solid"], ["#0072b2", "dot"],
+  ["#c98a00", "dashdot"], ["#009e73", "longdash"], ["#aa4499", "dash"], ["#888888", "dot"],
+  ["#0072b2", "longdashdot"], ["#d55e00", "dot"]];
+const BORDERS = { solid: "solid", dot: "dotted" };  // of a swatch in the table; else dashed
+const MEANING = {
+  val_acc: "validation accuracy, best epoch", val_loss: "validation loss, lowest",
+  test_acc: "test accuracy at the best validation accuracy",
+  test_loss: "test loss at the best validation accuracy",
+  train_acc: "training accuracy, last epoch", train_loss: "training loss, last epoch",
+  epochs: "epochs trained", best_epoch: "epoch of the best validation accuracy",
+  seconds: "seconds of training" };
+const SHORT = { learning_rate: "lr", batch_size: "batch", drop_rate: "drop",
+                hidden_size: "hidden", dropout_type: "dropout", network: "", data: "",
+                precision: "", schedule: "" };
+
+// The reader's choice. All that the page shows follows from it.
+const choice = { filters: {}, brushes: {}, single: false, measure: "val_acc", sort: "val_acc",
+                 descending: true, pair: [] };
+
+// Values and words
+
+function at(id) { return document.getElementById(id); }
+
+function element(tag, properties = {}, ...children) {
+  const made = Object.assign(document.createElement(tag), properties);
+  made.append(...children);
+  return made;
+}
+
+const unique = values => [...new Set(values)];
+const show = value => value === true ? "yes" : value === false ? "no" : String(value ?? "–");
+const words = key => key.replaceAll("_", " ").replace(/\bval\b/, "validation")
+  .replace(/\btrain\b/, "training").replace(/\bacc\b/, "accuracy");
+const markup = text => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;");  // for plotly
+const css = name => getComputedStyle(document.documentElement).getPropertyValue(name);
+const dark = matchMedia("(prefers-color-scheme: dark)");
+const isLoss = key => key.endsWith("loss");
+
+function compare(a, b) {
+  if (typeof a === "number" && typeof b === "number") return a - b;
+  return show(a).localeCompare(show(b), "en", { numeric: true });
+}
+
+function valuesOf(list, key) {
+  return unique(list.map(run => run[key])).filter(value => value !== null).sort(compare);
+}
+const varying = settings.filter(key => valuesOf(runs, key).length > 1);
+
+function statistics(values) {
+  const numbers = values.filter(value => typeof value === "number"), n = numbers.length;
+  const mean = numbers.reduce((sum, x) => sum + x, 0) / n;
+  const squares = numbers.reduce((sum, x) => sum + (x - mean) ** 2, 0);
+  return { n, mean: n ? mean : null, sd: n > 1 ? Math.sqrt(squares / (n - 1)) : 0 };
+}
+const result = (group, key) => statistics(group.runs.map(run => run[key]));
+
+function number(key, { n, mean, sd }) {
+  if (!n) return "–";
+  const digits = { epochs: 0, seconds: 1, best_epoch: n > 1 ? 1 : 0 }[key] ?? 4;
+  const text = x => Math.abs(x) < 1e5 ? x.toFixed(digits) : x.toExponential(3);
+  return text(mean) + (n > 1 ? ` ± ${text(sd)}` : "");
+}
+
+function describe(group, keys) {
+  const parts = keys.map(key => {
+    const value = group.runs[0][key];
+    if (value === null || value === defaults[key]) return "";
+    return value === true ? words(key) : `${SHORT[key] ?? words(key)} ${show(value)}`.trim();
+  });
+  return parts.filter(Boolean).join(", ");
+}
+const shownKeys = () => varying.filter(
+  key => !["state", "num_epochs"].includes(key) && (choice.single || key !== "seed"));
+const label = group => describe(group, shownKeys()) || group.runs[0].name;
+
+// From all runs to the rows of the table
+
+const passes = (run, except) => Object.entries(choice.filters).every(
+  ([key, wanted]) => key === except || !wanted.size || wanted.has(show(run[key])));
+
+function grouped(list) {
+  const groups = new Map();
+  for (const run of list) {
+    const key = choice.single ? `${run.group}/${run.name}` : run.group;
+    if (!groups.has(key)) groups.set(key, { key, runs: [] });
+    groups.get(key).runs.push(run);
+  }
+  return [...groups.values()];
+}
+
+function sorted(groups) {
+  const { sort, descending } = choice;
+  const value = group => settings.includes(sort) ? valuesOf(group.runs, sort)[0] ?? null
+    : sort === "seeds" ? group.runs.length : result(group, sort).mean;
+  return groups.map(group => [value(group), group]).sort(([a], [b]) =>
+    a === null || b === null ? (a === null) - (b === null)  // those without a value come last
+      : descending ? compare(b, a) : compare(a, b)).map(([, group]) => group);
+}
+
+function drawFilters() {
+  at("filters").replaceChildren(...varying.map(key => {
+    const wanted = choice.filters[key] ??= new Set();
+    const others = runs.filter(run => passes(run, key));
+    return element("fieldset", {}, element("legend", {}, words(key)),
+      ...valuesOf(runs, key).map(show).map(value => {
+        const count = others.filter(run => show(run[key]) === value).length;
+        return element("button", {
+          name: `${key}=${value}`, title: `${count} runs`, ariaPressed: wanted.has(value),
+          disabled: !count && !wanted.has(value),
+          onclick() {
+            if (!wanted.delete(value)) wanted.add(value);
+            draw();
+          } }, value);
+      }));
+  }));
+}
+
+// Plots
+
+const OPTIONS = { responsive: true, displaylogo: false, modeBarButtons: [["toImage"]] };
+
+function layout(more) {
+  const axis = { gridcolor: css("--line"), linecolor: css("--line"), zeroline: false };
+  return { paper_bgcolor: "transparent", plot_bgcolor: "transparent", hovermode: "closest",
+           font: { color: css("--ink"), size: 12 }, margin: { l: 60, r: 20, t: 34, b: 46 },
+           modebar: { bgcolor: "transparent", color: css("--soft") }, ...more,
+           xaxis: { ...axis, ...more.xaxis }, yaxis: { ...axis, ...more.yaxis } };
+}
+
+const style = i => [STYLES[i][0] || css("--ink"), STYLES[i][1]];
+
+function points(group) {
+  const lines = group.runs.map(run => run.curves[choice.measure]);
+  const epochs = Math.max(...lines.map(line => line.length));
+  return Array.from({ length: epochs }, (_, i) => (
+    { epoch: i + 1, ...statistics(lines.map(line => line[i])) }));
+}
+
+function lineAndBand(group, [color, dash], name) {
+  const line = points(group).filter(point => point.n), band = line.filter(point => point.n > 1);
+  const common = { name: markup(name), legendgroup: group.key };
+  return [
+    { ...common, x: [...band, ...band.toReversed()].map(point => point.epoch),
+      y: [...band.map(point => point.mean + point.sd),
+          ...band.toReversed().map(point => point.mean - point.sd)],
+      mode: "none", fill: "toself", fillcolor: color, opacity: .18,
+      hoverinfo: "skip", showlegend: false },
+    { ...common, x: line.map(point => point.epoch), y: line.map(point => point.mean),
+      mode: line.length > 1 ? "lines" : "markers", line: { color, dash, width: 2 },
+      marker: { color },
+      text: line.map(point => number("", point) + (point.n > 1 ? `, n = ${point.n}` : "")),
+      hovertemplate: "%{fullData.name}<br>epoch %{x}: %{text}<extra></extra>" }];
+}
+
+function drawCurves(shown) {
+  const best = shown.slice(0, STYLES.length), rest = shown.slice(STYLES.length);
+  const [differing, common] = [true, false].map(differs => shownKeys().filter(
+    key => differs === (unique(best.map(group => group.runs[0][key])).length > 1)));
+  const coloured = best.flatMap((group, i) => lineAndBand(
+    group, style(i), describe(group, differing) || label(group)));
+  const others = rest.flatMap(group => [...points(group), { epoch: null, mean: null }]);
+  const faint = { x: others.map(point => point.epoch), y: others.map(point => point.mean),
+                  mode: "lines", line: { color: "rgba(128, 128, 128, .25)", width: 1 },
+                  hoverinfo: "skip", showlegend: false };
+  const heights = coloured.flatMap(trace => trace.y);
+  const low = Math.min(...heights), high = Math.max(...heights), pad = (high - low) * .06 || .01;
+  const narrow = at("curves").clientWidth < 850;
+  Plotly.react("curves", [faint, ...coloured], layout({
+    xaxis: { title: { text: "epoch" }, rangemode: "tozero" },
+    yaxis: { title: { text: words(choice.measure) },
+             range: heights.length ? [low - pad, high + pad] : [0, 1] },
+    legend: narrow ? { orientation: "h", y: -.22, yanchor: "top" } : { tracegroupgap: 3 } }), OPTIONS);
+  at("curves-note").textContent = !best.length ? "No run with these values." :
+    `In colour: the first ${best.length} rows of the table` +
+    (choice.single ? "" : ", means over seeds; a band is ± one standard deviation") +
+    (best.length > 1 && common.length ? `; all of them: ${describe(best[0], common)}` : "") +
+    (rest.length ? `. In grey: the other ${rest.length}.` : ".");
+}
+
+// A setting's values stand evenly spaced on its axis.
+function axes() {
+  const tests = `test_${choice.measure.split("_")[1]}`;
+  return [...varying.filter(key => key !== "state" && (choice.single || key !== "seed")).map(
+    key => {
+      const levels = unique(runs.map(run => run[key])).sort(compare);
+      const ticks = [...levels.keys()].filter(i => i % Math.ceil(levels.length / 14) === 0);
+      const place = new Map(levels.map((level, i) => [level, i]));
+      return { key, value: group => place.get(group.runs[0][key]), range: [-.2, levels.length - .8],
+               tickvals: ticks, ticktext: ticks.map(i => markup(show(levels[i]))) };
+    }),
+    ...unique([choice.measure, tests]).map(
+      key => ({ key, value: group => result(group, key).mean }))];
+}
+
+function inside(group, { key, value }) {
+  const ends = choice.brushes[key]?.flat() ?? [];  // one range, or a list of them
+  return !ends.length || ends.some((low, i) => i % 2 === 0
+    && low <= value(group) && value(group) <= ends[i + 1]);
+}
+
+function drawParallel(groups, used) {
+  const worth = group => result(group, choice.measure).mean * (isLoss(choice.measure) ? -1 : 1);
+  const lines = groups.filter(group => result(group, choice.measure).n)
+    .sort((a, b) => worth(a) - worth(b));  // the best on top
+  Plotly.react("parallel", [{
+    type: "parcoords", labelfont: { size: 12 }, tickfont: { size: 11 },
+    rangefont: { size: 1, color: "transparent" },
+    dimensions: used.map(({ key, value, ...more }) => ({
+      name: key, label: words(key).replaceAll(" ", "<br>"), values: lines.map(value),
+      constraintrange: choice.brushes[key], ...more })),
+    line: { color: lines.map(group => result(group, choice.measure).mean), showscale: true,
+            colorscale: "Cividis", reversescale: dark.matches === isLoss(choice.measure),
+            colorbar: { title: { text: words(choice.measure), side: "right" } } },
+    unselected: { line: { color: "#888888", opacity: .08 } } }],
+  layout({ margin: { l: 50, r: 20, t: 90, b: 24 } }), OPTIONS);
+  at("parallel").removeAllListeners("plotly_restyle");
+  at("parallel").on("plotly_restyle", () => {
+    choice.brushes = Object.fromEntries(at("parallel").data[0].dimensions.map(
+      ({ name, constraintrange }) => [name, constraintrange]));
+    draw(false);
+  });
+}
+
+function drawShares() {
+  const shares = grid => Object.entries(grid.shares[choice.measure]);
+  const list = grids.filter(grid => shares(grid).length);
+  at("shares").hidden = !list.length;
+  at("shares-note").textContent = !list.length
+    ? "This takes a full grid: all combinations of two values or more of two settings."
+    : `Shares of the variance of ${MEANING[choice.measure]}, over the largest full grid of a ` +
+      "network; filters change nothing here." + (list.some(grid => grid.seeds === 1)
+      ? " With one seed the interaction of all settings holds chance too." : "");
+  if (!list.length) return;
+  const most = Math.max(...list.flatMap(shares).map(([, share]) => share));
+  Plotly.react("shares", list.map((grid, i) => ({
+    type: "bar", orientation: "h", name: markup(grid.title), marker: { color: STYLES[3 + i][0] },
+    y: shares(grid).map(([effect]) => words(effect)), x: shares(grid).map(([, share]) => share),
+    text: shares(grid).map(([, share]) => `${(100 * share).toFixed(1)} %`),
+    textposition: "outside", cliponaxis: false, hovertemplate: "%{y}: %{text}<extra></extra>" })),
+  layout({ xaxis: { tickformat: ".0%", range: [0, 1.15 * most] }, showlegend: true,
+           yaxis: { autorange: "reversed", automargin: true },
+           legend: { orientation: "h", y: 1.12 } }), OPTIONS);
+}
+
+// Table
+
+function drawTable(shown) {
+  const tests = results.filter(key => key.startsWith("test"));
+  const differing = shownKeys().filter(key => shown.length < 2
+    || valuesOf(shown.flatMap(group => group.runs), key).length > 1);
+  const columns = [...differing, ...(choice.single ? [] : ["seeds"]), "epochs",
+                   ...(varying.includes("state") ? ["state"] : []),
+                   ...unique([choice.measure, ...tests, ...results]), "best_epoch", "seconds"];
+  at("table").tHead.replaceChildren(element("tr", {}, element("th", {}, "compare"),
+    ...columns.map(key => element("th", { title: MEANING[key] ?? "",
+      ariaSort: key !== choice.sort ? "none" : choice.descending ? "descending" : "ascending" },
+    element("button", { name: key, onclick() {
+      choice.descending = key === choice.sort ? !choice.descending
+        : !settings.includes(key) && !isLoss(key);
+      choice.sort = key;
+      draw();
+    } }, words(key))))));
+  at("table").tBodies[0].replaceChildren(...shown.map((group, i) => {
+    const box = element("input", {
+      type: "checkbox", name: group.key, checked: choice.pair.includes(group.key),
+      ariaLabel: `compare ${label(group)}`,
+      onchange() {
+        const others = choice.pair.filter(key => key !== group.key);
+        choice.pair = box.checked ? [...others, group.key].slice(-2) : others;
+        draw();
+      } });
+    const swatch = element("span", { className: "swatch" }), [color, dash] = STYLES[i] ? style(i) : [];
+    if (color) swatch.style.borderTop = `3px ${BORDERS[dash] ?? "dashed"} ${color}`;
+    return element("tr", { className: box.checked ? "chosen" : "", title: group.runs[0].name },
+      element("td", {}, box, swatch), ...columns.map(key => cell(group, key)));
+  }));
+}
+
+function text(group, key) {
+  if (key === "seeds") return String(group.runs.length);
+  if (key !== "epochs") return settings.includes(key)
+    ? valuesOf(group.runs, key).map(show).join(", ") || "–" : number(key, result(group, key));
+  const [done, asked] = ["epochs", "num_epochs"].map(name => valuesOf(group.runs, name).join(", "));
+  return done === asked || !asked ? done : `${done} of ${asked}`;
+}
+
+function cell(group, key) {
+  const failures = valuesOf(group.runs, "failure");
+  if (key === "state" && failures.length)
+    return element("td", { className: "bad", title: failures.join("; ") }, text(group, key));
+  const usual = key in defaults && group.runs[0][key] === defaults[key];
+  return element("td", { className: usual ? "usual" : "" }, text(group, key));
+}
+
+function drawPair(groups) {
+  const pair = choice.pair.map(key => groups.find(group => group.key === key)).filter(Boolean);
+  if (pair.length < 2) {
+    at("pair").replaceChildren(element("p", {}, `Tick ${pair.length ? "one more row" : "two rows"}`
+      + " in the table."));
+    return;
+  }
+  const row = texts => element("tr", {}, ...texts.map(part => element("td", {}, part)));
+  const machine = unique(pair.flatMap(group => group.runs.flatMap(run => Object.keys(run.machine))));
+  const facts = [["run", ...pair.map(group => group.runs.map(run => run.name).join(", "))],
+    ...settings.map(key => [words(key), ...pair.map(group => text(group, key))]),
+    ...machine.map(key => [key, ...pair.map(group => unique(
+      group.runs.map(run => show(run.machine[key]))).join(", "))])];
+  const measured = ["epochs", "best_epoch", ...results, "seconds"].map(key => {
+    const [a, b] = pair.map(group => result(group, key));
+    const difference = a.n && b.n ? number(key, { n: 1, mean: b.mean - a.mean }) : "–";
+    return [MEANING[key], ...pair.map(group => text(group, key)),
+            (difference > 0 ? "+" : "") + difference.replace("-", "−")];
+  });
+  const [differing, same] = [true, false].map(
+    differs => facts.filter(([, a, b]) => differs === (a !== b)));
+  at("pair").replaceChildren(
+    element("table", {}, element("tr", {}, ...["", ...pair.map(label), "difference"].map(
+      part => element("th", {}, part))), ...differing.map(row), ...measured.map(row)),
+    element("details", {}, element("summary", {}, `${same.length} that both share`),
+            element("table", {}, ...same.map(([key, value]) => row([key, value])))));
+}
+
+// All of it
+
+let later;
+function draw(parallel = true) {
+  const groups = grouped(runs.filter(run => passes(run))), used = axes();
+  const shown = sorted(groups.filter(group => used.every(axis => inside(group, axis))));
+  const count = shown.reduce((sum, group) => sum + group.runs.length, 0);
+  const focus = document.activeElement.name;
+  at("count").textContent = `${count} of ${runs.length} runs` +
+    (choice.single ? "" : `, ${shown.length} of ${grouped(runs).length} settings`);
+  drawFilters();
+  drawTable(shown);
+  drawPair(groups);
+  document.getElementsByName(focus)[0]?.focus({ preventScroll: true });
+  drawCurves(shown);
+  cancelAnimationFrame(later);
+  if (parallel) later = requestAnimationFrame(() => setTimeout(() => {
+    drawParallel(groups, used);  // takes longest, so the rest is there first
+    drawShares();
+  }));
+}
+
+at("measure").append(...results.map(key => new Option(words(key), key)));
+at("measure").onchange = ({ target: { value } }) => {
+  Object.assign(choice, { measure: value, sort: value, descending: !isLoss(value) });
+  draw();
+};
+at("single").onchange = ({ target: { value } }) => {
+  Object.assign(choice, { single: value === "run", pair: [] });
+  draw();
+};
+at("clear").onclick = () => {
+  Object.assign(choice, { filters: {}, brushes: {} });
+  draw();
+};
+at("same").textContent = "All runs: " + settings.filter(key => !varying.includes(key)
+  && valuesOf(runs, key).length).map(key => `${words(key)} ${show(valuesOf(runs, key)[0])}`)
+  .join(", ") + `. As of ${new Date(document.lastModified).toLocaleString()}.`;
+dark.addEventListener("change", () => draw());
+draw();

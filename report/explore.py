@@ -1,0 +1,107 @@
+"""All runs to look through: one flat table, and one page for the browser.
+
+The page is explore.html with explore.js, plotly.js and the runs in it, so it needs no server and
+no network. Names of runs and classes can hold anything; they reach it as JSON alone.
+"""
+
+import json
+import re
+from dataclasses import MISSING, fields
+from pathlib import Path
+
+from report.studies import Record, Source, data_name, summary
+from report.variance import grids, shares
+from store.files import UserError, as_csv, make_folder, write_file
+from store.run import COLUMNS
+from store.settings import Settings
+
+TEMPLATE = Path(__file__).with_name("explore.html")
+SETTINGS = tuple(field.name for field in fields(Settings))
+CURVES = COLUMNS[1:-1]
+RESULTS = ("val_acc", "val_loss", "test_acc", "test_loss", "train_acc", "train_loss")
+LAST = tuple(f"last_{key}" for key in CURVES if not key.startswith("train"))
+FLAT = ("name", *SETTINGS, "data", "device", "state", "epochs", "best_epoch", *RESULTS, *LAST,
+        "seconds", "failure")
+
+
+# One flat table
+
+
+def flat(run: Record) -> dict:
+    """All of a run but its curves, a value per column; results as in the report's other tables."""
+    values = {key: run.config.get(key) for key in (*SETTINGS, "device")} | {
+        "network": run.network, "name": run.name, "data": data_name(run), "epochs": len(run.rows),
+        "state": "finished" if run.result else "failed" if run.failure else "unfinished",
+        "seconds": round(sum(row["seconds"] for row in run.rows), 3),
+        "failure": run.failure.get("reason") if run.failure else None}
+    if run.rows:
+        values |= summary(run.rows) | {f"last_{key}": run.rows[-1][key] for key in CURVES}
+    return {key: encodable(values.get(key)) for key in FLAT}
+
+
+def encodable(value):
+    """A folder's name may hold bytes that are no text, and a configuration anything."""
+    if value is None or isinstance(value, int | float):
+        return value
+    return str(value).encode(errors="backslashreplace").decode()
+
+
+def write_runs(source: Source, folder: Path) -> Path:
+    """runs.csv: a row per run, those of no study too. The same runs give the same bytes."""
+    make_folder(folder)
+    rows = sorted(map(flat, source.records), key=lambda row: (row["network"], row["name"]))
+    write_file(folder / "runs.csv", as_csv(FLAT, rows))
+    return folder / "runs.csv"
+
+
+# One page
+
+
+def write_page(source: Source, path: Path) -> str:
+    """Write the page; returns a line that says so. UserError where plotly is not installed."""
+    try:
+        from plotly.offline import get_plotlyjs
+    except ImportError as error:
+        raise UserError("argument --explore: plotly is not installed; "
+                        "pip install plotly, or pip install -r requirements-extra.txt") from error
+    parts = {"data": as_json(page_data(source)), "plotly": get_plotlyjs(),
+             "code": TEMPLATE.with_suffix(".js").read_text(encoding="utf-8")}
+    page = re.sub(r"/\* (\w+) \*/", lambda match: parts[match[1]],
+                  TEMPLATE.read_text(encoding="utf-8")).encode()
+    make_folder(path.absolute().parent)
+    write_file(path, page)
+    return f"{len(source.records)} runs in {path}, {len(page) / 1e6:.1f} MB; open it in a browser"
+
+
+def page_data(source: Source) -> dict:
+    found = {key: {grid.network: grid for grid in grids(source, key)} for key in RESULTS}
+    usual = {field.name: field.default for field in fields(Settings) if field.default is not MISSING}
+    return {"settings": [*SETTINGS, "data", "state"], "defaults": usual, "results": RESULTS,
+            "runs": [page_run(run) for run in source.records],
+            "grids": [{"title": str(grid), "seeds": len(grid.seeds),
+                       "shares": {key: shares(found[key][network].values) for key in RESULTS}}
+                      for network, grid in found["val_acc"].items()]}
+
+
+def page_run(run: Record) -> dict:
+    """A run and its curves. Runs of one group differ in their seed alone."""
+    settings = {"network", *SETTINGS}
+    return {**flat(run), "group": f"{run.network}/{run.setting}/{run.variant}/{run.fingerprint}",
+            "machine": {name: value for key, part in run.config.items() if key not in settings
+                        for name, value in leaves(key, part)},
+            "curves": {key: [row[key] for row in run.rows] for key in CURVES}}
+
+
+def leaves(name: str, value):
+    """The entries of a part of a configuration, under names with dots."""
+    if isinstance(value, dict):
+        for key, part in value.items():
+            yield from leaves(f"{name}.{key}", part)
+    else:
+        yield name, ", ".join(map(str, value)) if isinstance(value, list) else value
+
+
+def as_json(value) -> str:
+    """JSON that no browser takes for the end of a script; NaN and infinity, which it lacks, are null."""
+    numbers = json.loads(json.dumps(value), parse_constant=lambda name: None)
+    return json.dumps(numbers, separators=(",", ":")).replace("<", "\\u003c")
