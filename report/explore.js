@@ -57,7 +57,10 @@ function statistics(values) {
   const squares = numbers.reduce((sum, x) => sum + (x - mean) ** 2, 0);
   return { n, mean: n ? mean : null, sd: n > 1 ? Math.sqrt(squares / (n - 1)) : 0 };
 }
-const result = (group, key) => statistics(group.runs.map(run => run[key]));
+const most = runs => Math.max(...runs.map(run => run.epochs));
+// Seeds that are behind wait: a mean over unequal numbers of epochs says nothing.
+const ahead = ({ runs }) => runs.filter(run => run.epochs === most(runs));
+const result = (group, key) => statistics(ahead(group).map(run => run[key]));
 
 function number(key, { n, mean, sd }) {
   if (!n) return "–";
@@ -96,7 +99,7 @@ function grouped(list) {
 function sorted(groups) {
   const { sort, descending } = choice;
   const value = group => settings.includes(sort) ? valuesOf(group.runs, sort)[0] ?? null
-    : sort === "seeds" ? group.runs.length : result(group, sort).mean;
+    : sort === "seeds" ? ahead(group).length : result(group, sort).mean;
   return groups.map(group => [value(group), group]).sort(([a], [b]) =>
     a === null || b === null ? (a === null) - (b === null)  // those without a value come last
       : descending ? compare(b, a) : compare(a, b)).map(([, group]) => group);
@@ -136,8 +139,7 @@ const style = i => [STYLES[i][0] || css("--ink"), STYLES[i][1]];
 
 function points(group) {
   const lines = group.runs.map(run => run.curves[choice.measure]);
-  const epochs = Math.max(...lines.map(line => line.length));
-  return Array.from({ length: epochs }, (_, i) => (
+  return Array.from({ length: most(group.runs) }, (_, i) => (
     { epoch: i + 1, ...statistics(lines.map(line => line[i])) }));
 }
 
@@ -236,13 +238,13 @@ function drawShares() {
       "network; filters change nothing here." + (list.some(grid => grid.seeds === 1)
       ? " With one seed the interaction of all settings holds chance too." : "");
   if (!list.length) return;
-  const most = Math.max(...list.flatMap(shares).map(([, share]) => share));
+  const longest = Math.max(...list.flatMap(shares).map(([, share]) => share));
   Plotly.react("shares", list.map((grid, i) => ({
     type: "bar", orientation: "h", name: markup(grid.title), marker: { color: STYLES[3 + i][0] },
     y: shares(grid).map(([effect]) => words(effect)), x: shares(grid).map(([, share]) => share),
     text: shares(grid).map(([, share]) => `${(100 * share).toFixed(1)} %`),
     textposition: "outside", cliponaxis: false, hovertemplate: "%{y}: %{text}<extra></extra>" })),
-  layout({ xaxis: { tickformat: ".0%", range: [0, 1.15 * most] }, showlegend: true,
+  layout({ xaxis: { tickformat: ".0%", range: [0, 1.15 * longest] }, showlegend: true,
            yaxis: { autorange: "reversed", automargin: true },
            legend: { orientation: "h", y: 1.12 } }), OPTIONS);
 }
@@ -282,10 +284,13 @@ function drawTable(shown) {
 }
 
 function text(group, key) {
-  if (key === "seeds") return String(group.runs.length);
+  if (key === "seeds") {
+    const [all, counted] = [group.runs, ahead(group)].map(list => list.length);
+    return all === counted ? String(all) : `${counted} of ${all}`;
+  }
   if (key !== "epochs") return settings.includes(key)
     ? valuesOf(group.runs, key).map(show).join(", ") || "–" : number(key, result(group, key));
-  const [done, asked] = ["epochs", "num_epochs"].map(name => valuesOf(group.runs, name).join(", "));
+  const done = String(most(group.runs)), asked = valuesOf(ahead(group), "num_epochs").join(", ");
   return done === asked || !asked ? done : `${done} of ${asked}`;
 }
 
@@ -339,6 +344,7 @@ function draw(parallel = true) {
   drawTable(shown);
   drawPair(groups);
   document.getElementsByName(focus)[0]?.focus({ preventScroll: true });
+  if (!window.Plotly) return;  // not read yet, but the table is there
   drawCurves(shown);
   cancelAnimationFrame(later);
   if (parallel) later = requestAnimationFrame(() => setTimeout(() => {
