@@ -72,7 +72,7 @@ function number(key, { n, mean, sd }) {
 function describe(group, keys) {
   const parts = keys.map(key => {
     const value = group.runs[0][key];
-    if (value === null || value === defaults[key]) return "";
+    if (value === null || value === defaults[key]) return "";  // the usual goes without saying
     return value === true ? words(key) : `${SHORT[key] ?? words(key)} ${show(value)}`.trim();
   });
   return parts.filter(Boolean).join(", ");
@@ -172,11 +172,11 @@ function drawCurves(shown) {
   const heights = coloured.flatMap(trace => trace.y);
   const low = Math.min(...heights), high = Math.max(...heights), pad = (high - low) * .06 || .01;
   const narrow = at("curves").clientWidth < 850;
+  const legend = narrow ? { orientation: "h", y: -.22, yanchor: "top" } : { tracegroupgap: 3 };
   Plotly.react("curves", [faint, ...coloured], layout({
     xaxis: { title: { text: "epoch" }, rangemode: "tozero" },
     yaxis: { title: { text: words(choice.measure) },
-             range: heights.length ? [low - pad, high + pad] : [0, 1] },
-    legend: narrow ? { orientation: "h", y: -.22, yanchor: "top" } : { tracegroupgap: 3 } }), OPTIONS);
+             range: heights.length ? [low - pad, high + pad] : [0, 1] }, legend }), OPTIONS);
   at("curves-note").textContent = !best.length ? "No run with these values." :
     `In colour: the first ${best.length} rows of the table` +
     (choice.single ? "" : ", means over seeds; a band is ± one standard deviation") +
@@ -276,7 +276,8 @@ function drawTable(shown) {
         choice.pair = box.checked ? [...others, group.key].slice(-2) : others;
         draw();
       } });
-    const swatch = element("span", { className: "swatch" }), [color, dash] = STYLES[i] ? style(i) : [];
+    const swatch = element("span", { className: "swatch" });
+    const [color, dash] = STYLES[i] ? style(i) : [];
     if (color) swatch.style.borderTop = `3px ${BORDERS[dash] ?? "dashed"} ${color}`;
     return element("tr", { className: box.checked ? "chosen" : "", title: group.runs[0].name },
       element("td", {}, box, swatch), ...columns.map(key => cell(group, key)));
@@ -310,7 +311,8 @@ function drawPair(groups) {
     return;
   }
   const row = texts => element("tr", {}, ...texts.map(part => element("td", {}, part)));
-  const machine = unique(pair.flatMap(group => group.runs.flatMap(run => Object.keys(run.machine))));
+  const machine = unique(pair.flatMap(group => group.runs).flatMap(
+    run => Object.keys(run.machine)));
   const facts = [["run", ...pair.map(group => group.runs.map(run => run.name).join(", "))],
     ...settings.map(key => [words(key), ...pair.map(group => text(group, key))]),
     ...machine.map(key => [key, ...pair.map(group => unique(

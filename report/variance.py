@@ -2,18 +2,15 @@
 
 import math
 from collections import Counter
-from dataclasses import fields
 from itertools import combinations, product
 from typing import NamedTuple
 
 import numpy as np
 
 from report.studies import NETWORKS, Source, Study, View
-from store.settings import Settings
 
 FACTORS = ("batch_size", "learning_rate", "drop_rate")
-OTHERS = [field.name for field in fields(Settings)
-          if field.name not in (*FACTORS, "seed", "num_epochs")]
+OTHERS = ("without_BatchNorm", "without_dropout", "dropout_type")  # the rest of a setting's name
 
 
 class Grid(NamedTuple):
@@ -71,7 +68,7 @@ def largest_grid(source: Source, network: str, measure) -> Grid | None:
         config = next(iter(runs.values())).config
         others, levels = ([config.get(key) for key in keys] for keys in (OTHERS, FACTORS))
         if all(isinstance(level, int | float) for level in levels):
-            kinds.setdefault(tuple(map(str, others)), {})[tuple(levels)] = setting
+            kinds.setdefault(tuple(others), {})[tuple(levels)] = setting
     found = [grid for settings in kinds.values()
              if (grid := full_grid(source, network, settings, measure))]
     return max(found, key=lambda grid: grid.values.size, default=None)
