@@ -124,4 +124,4 @@ def _write_cache(folder: Path, files: dict | list, arrays: Arrays) -> None:
         write_file(folder / CACHE, b"".join(content))
     except (UserError, MemoryError) as error:
         print("the decoded images are not kept, so each start decodes them again: "
-              f"{error or 'no memory'}", file=sys.stderr)
+              f"{str(error) or 'no memory'}", file=sys.stderr)
