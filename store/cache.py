@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from store.files import UserError, lock, no_link, one_line, read_file, write_file
+from store.files import UserError, lock, no_link, one_line, write_file
 from store.image_folder import find_pictures, read_pictures, refuse_link
 from store.official import STAGING, fetch, find_batches, read_batches, refuse_to_fill
 
@@ -53,7 +53,9 @@ def load_folder(folder: Path) -> Arrays:
         return arrays
     if not files:
         refuse_to_fill(folder)
-    with _locked(folder / LOCK):
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(UserError):  # a read-only folder: nothing in it is made twice
+            stack.enter_context(lock(folder / LOCK))
         if not _find(folder)[1]:
             fetch(folder)
         source, files, skipped = _find(folder)
@@ -73,21 +75,6 @@ def _find(folder: Path) -> tuple[str, dict | list, list[str]]:
     if any(os.path.lexists(folder / split) for split in ("train", "test")):
         return "image folder", *find_pictures(folder)
     return "official", find_batches(folder), []
-
-
-@contextlib.contextmanager
-def _locked(path: Path):
-    """Hold a lock. Where none can be had, as in a read-only folder, nothing can be made twice."""
-    with contextlib.ExitStack() as stack:
-        with contextlib.suppress(UserError):
-            if not stack.enter_context(lock(path, wait=False)):
-                holder = "another process"
-                with contextlib.suppress(OSError, ValueError):
-                    holder = read_file(path, 1000).decode() or holder
-                print(one_line(f"waiting for {holder}, which prepares the data and holds {path}"),
-                      file=sys.stderr)
-                stack.enter_context(lock(path))
-        yield
 
 
 def _key(files: dict | list) -> str:

@@ -419,7 +419,7 @@ def test_who_holds_the_lock_is_told_while_it_is_waited_for(folder):
         stop.start()
         line = worker.stderr.readline()
         stop.cancel()
-        assert line.startswith("waiting for process 7 on ?[31mfar") and str(folder / LOCK) in line
+        assert line.startswith("waiting for") and "process 7 on ?[31mfar" in line and str(folder / LOCK) in line
         assert worker.poll() is None
     out, err = worker.communicate(timeout=60)
     assert worker.returncode == 0 and "decoding" in err and "waiting" not in err
