@@ -1,8 +1,8 @@
 """The training loop of both networks. It knows nothing of files.
 
-Every random number follows from (seed, epoch): a run that goes on after any epoch equals one that was
-never interrupted. The data set lies on the device as a whole, and an epoch waits for the device once,
-at its end, when its losses are read.
+Every random number follows from (seed, epoch): a run that goes on after any epoch equals one that
+was never interrupted. The data set lies on the device as a whole, and an epoch waits for the device
+once, at its end, when its losses are read.
 """
 
 import math
@@ -75,13 +75,15 @@ class Trainer:
         measured = {"train": (torch.stack(losses), torch.stack(right))}
         self.network.eval()
         for name in ("val", "test"):
-            measured[name] = evaluate(self.network, getattr(self.data, name), self.settings.precision)
+            split = getattr(self.data, name)
+            measured[name] = evaluate(self.network, split, self.settings.precision)
         return self.end_epoch(measured, start)
 
     def batches(self) -> tuple[Tensor, ...]:
         """The epoch's batches, as indices into the training set; seeds all random numbers."""
         count, labels = self.settings.batch_size, self.data.train.labels
-        order = torch.randperm(len(labels), generator=seed_epoch(self.settings.seed, self.epoch + 1))
+        generator = seed_epoch(self.settings.seed, self.epoch + 1)
+        order = torch.randperm(len(labels), generator=generator)
         return order.to(labels.device).split(count)[:self.steps]
 
     def step(self, index: Tensor) -> tuple[Tensor, Tensor]:
@@ -102,12 +104,13 @@ class Trainer:
             group["lr"] = self.settings.learning_rate * schedule(self.settings.schedule, progress)
 
     def end_epoch(self, measured: dict[str, tuple[Tensor, Tensor]], start: float) -> dict:
-        """The row of an epoch that began at `start`, from losses and right answers of each split."""
+        """The row of an epoch begun at `start`, from losses and right answers of each split."""
         sums = [torch.stack((losses.mean(), right.sum())) for losses, right in measured.values()]
         sizes = (self.steps * self.settings.batch_size, len(self.data.val.labels),
                  len(self.data.test.labels))
         row = {"epoch": self.epoch + 1}
-        for name, size, (loss, count) in zip(measured, sizes, torch.stack(sums).tolist(), strict=True):
+        sums = torch.stack(sums).tolist()  # waits for the device
+        for name, size, (loss, count) in zip(measured, sizes, sums, strict=True):
             row |= {f"{name}_loss": round(loss, 6), f"{name}_acc": round(count / size, 6)}
         if not all(map(math.isfinite, row.values())):
             infinite = (~measured["train"][0].isfinite()).nonzero()
@@ -126,7 +129,7 @@ class Trainer:
                 "rows": self.rows, "best": self.best, "best_weights": self.best_weights}
 
     def load_state_dict(self, state: dict) -> None:
-        """Take up weights, moments and rows; the rates and all else of the optimizer are the run's own."""
+        """Take up weights, moments and rows; all else of the optimizer is the run's own."""
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict({**self.optimizer.state_dict(),
                                         "state": state["optimizer"]["state"]})
@@ -152,8 +155,8 @@ def answer(network: Callable[[Tensor], Tensor], x: Tensor, precision: str) -> Te
 
 
 def cross_entropy(logits: Tensor, y: Tensor, reduction: str = "mean") -> Tensor:
-    """F.cross_entropy for N x classes. A CPU takes a log_softmax of few classes several times faster
-    when it may work on many samples at once, so they are put side by side in memory."""
+    """F.cross_entropy for N x classes. A CPU takes a log_softmax of few classes several times
+    faster when it may work on many samples at once, so they are put side by side in memory."""
     return F.nll_loss(logits.t().log_softmax(0).t(), y, reduction=reduction)
 
 

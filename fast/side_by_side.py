@@ -1,11 +1,10 @@
 """Train several MLPs at once that see the same batches: the runs of a grid.
 
-Each batch is prepared once for all of them, and their first layers, which take most of the time, are
-one product: with the columns of eight networks it reads the images from memory once instead of eight
-times. All else is each network's own: random numbers, loss, optimizer, rows, and what goes wrong with
-it. Each ends as it would alone, bit for bit where the product sums a column in the same order whatever
-stands beside it: with 100 hidden units oneDNN (fast/linear.py) does so on up to 32 threads. With MKL
-and on a GPU it is the same but for rounding.
+Each batch is prepared once for all, and their first layers, which take most of the time, are one
+product: it reads the images from memory once instead of eight times. All else is each network's own:
+random numbers, loss, optimizer, rows, and what goes wrong with it. Each ends as it would alone, bit
+for bit where the product sums a column in the same order whatever stands beside it: with 100 hidden
+units oneDNN (fast/linear.py) does so on up to 32 threads. Elsewhere rounding differs.
 """
 
 import time
@@ -20,7 +19,7 @@ from training import Trainer, answer, cross_entropy
 
 
 class Linears(torch.autograd.Function):
-    """Several linear layers on one input: x (N x F), weights (each C x F), biases (each C) → each N x C."""
+    """Linear layers on one input: x (N x F), weights (each C x F), biases (each C) → each N x C."""
 
     @staticmethod
     def forward(ctx, x: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
@@ -35,7 +34,8 @@ class Linears(torch.autograd.Function):
     def backward(ctx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, = ctx.saved_tensors
         weights = linear(torch.cat(gradients, dim=1).t(), x.t())
-        return (None, *weights.split([own.size(1) for own in gradients]), *(own.sum(0) for own in gradients))
+        return (None, *weights.split([own.size(1) for own in gradients]),
+                *(own.sum(0) for own in gradients))
 
 
 class SideBySide:
@@ -44,7 +44,7 @@ class SideBySide:
     def __init__(self, trainers: Sequence[Trainer]):
         self.trainers = trainers
         self.precision = trainers[0].settings.precision
-        self.streams: dict[Trainer, Tensor] = {}  # each one's state of the generator of random numbers
+        self.streams: dict[Trainer, Tensor] = {}  # each one's state of the random generator
         self.outcomes: dict = {}  # what each one did last, or the exception that ended it
 
     def run_epoch(self, on_step: Callable[[], None] = lambda: None) -> list[dict | Exception]:
@@ -80,7 +80,8 @@ class SideBySide:
 
     def step(self, step: int, x: Tensor, y: Tensor) -> None:
         self.each(lambda *own: self.loss("train", *own, y, "mean"), self.linear1(x))
-        torch.autograd.backward([loss for loss in self.outcomes.values() if isinstance(loss, Tensor)])
+        losses = [loss for loss in self.outcomes.values() if isinstance(loss, Tensor)]
+        torch.autograd.backward(losses)
         self.each(lambda trainer: update(trainer, step))
 
     @torch.no_grad()
@@ -91,9 +92,11 @@ class SideBySide:
         """The first layer of each network."""
         layers = [trainer.network.linear1 for trainer in self.trainers]
         x = x.to(torch.bfloat16) if self.precision == "bf16" else x
-        return Linears.apply(x, *(layer.weight for layer in layers), *(layer.bias for layer in layers))
+        return Linears.apply(x, *(layer.weight for layer in layers),
+                             *(layer.bias for layer in layers))
 
-    def loss(self, name: str, trainer: Trainer, hidden: Tensor, y: Tensor, reduction: str) -> Tensor:
+    def loss(self, name: str, trainer: Trainer, hidden: Tensor, y: Tensor,
+             reduction: str) -> Tensor:
         """The loss behind the first layer; it and the right answers count for the epoch's row."""
         logits = answer(trainer.network.after_linear1, hidden, self.precision)
         loss = cross_entropy(logits, y, reduction)

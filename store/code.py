@@ -26,7 +26,8 @@ def sources_hash(on_gpu: bool, root: Path = ROOT) -> str:
     """The start of a SHA-256 over the sources, their comments and docstrings left out."""
     digest = hashlib.sha256()
     for place in DECIDING:
-        for path in [root / place] if place.endswith(".py") else sorted((root / place).rglob("*.py")):
+        paths = [root / place] if place.endswith(".py") else (root / place).rglob("*.py")
+        for path in sorted(paths):
             name = path.relative_to(root).as_posix()
             if on_gpu or not name.startswith("fast/gpu/"):
                 digest.update(f"{name}\n{_program(path.read_text(encoding='utf-8'))}\n".encode())

@@ -1,4 +1,4 @@
-"""The images as a run sees them: on its device, in batches, fewer or changed if it asks for that."""
+"""The images as a run sees them: on its device, in batches, fewer or changed if it asks so."""
 
 from collections.abc import Iterator
 
@@ -15,7 +15,7 @@ FLAT_EVALUATION_BATCH = 2000  # the MLP's activations are small
 
 
 def prepared(data: Data, settings: Settings, device: torch.device) -> Data:
-    """The data as a run sees it, on its device: fewer training images or patches shuffled, if asked."""
+    """The data as a run sees it, on its device: fewer training images, shuffled patches."""
     splits = []
     for images, labels in data[:3]:
         if settings.shuffled_patches:
@@ -25,7 +25,8 @@ def prepared(data: Data, settings: Settings, device: torch.device) -> Data:
         splits.append((images, labels))
     count = settings.train_images
     splits[0] = tuple(tensor[:count] for tensor in splits[0])
-    return Data(*(Split(images.to(device), labels.to(device)) for images, labels in splits), *data[3:])
+    moved = (Split(images.to(device), labels.to(device)) for images, labels in splits)
+    return Data(*moved, *data[3:])
 
 
 def shuffled(images: Tensor, size: int) -> Tensor:
