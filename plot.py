@@ -20,6 +20,7 @@ examples:
   python plot.py                                      the published figures and report
   python plot.py --runs_dir runs --output my_report   those of your own runs
   python plot.py --format pdf --output paper          for a paper
+  python plot.py --explore runs.html --runs_dir runs  one page to look through them in a browser
   python plot.py --collect runs                       publish your runs: take them into results/
 
 exit code: 0 done, 2 something for you to mend, such as a folder without runs"""
