@@ -1,0 +1,9 @@
+"""The networks' blocks on a CUDA GPU, in Triton kernels; the training step as one CUDA graph.
+
+    guard.py     when the kernels take the layers' place, and whether they are right on this card
+    blocks.py    the blocks as functions of tensors, with their derivatives
+    kernels.py   the kernels
+    graph.py     a training step, recorded once and replayed
+
+Nothing here imports triton before a CUDA tensor asks for it.
+"""

@@ -1,0 +1,203 @@
+"""The networks' blocks on a GPU, as functions of tensors with their derivatives; see kernels.py.
+
+The mask of whole maps is drawn by PyTorch, as the plain path draws it: it is small, and the numbers are
+the same. That of single values of a CNN is as large as x, so it is never stored: PyTorch draws a seed,
+on the device, from which the kernel draws the rest by Philox. That of an MLP comes from torch.rand, so
+that networks side by side share their numbers whatever their rates. All follow from torch.manual_seed,
+and a captured CUDA graph draws other ones at every replay.
+
+No mask is kept for the derivatives. Forward notes one byte for each window: which of its four values
+MaxPool took, or that ReLU or dropout made it zero. An MLP's y tells the same.
+"""
+
+from collections.abc import Sequence
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+from triton import cdiv, next_power_of_2
+
+from fast.blocks import drop_rate
+from fast.gpu import kernels
+from layers import BatchNorm, Dropout2d
+from layers.functional import batch_norm_in_training, kept
+from layers.normalize import differentiate, parameter_gradients
+
+WHOLE = 2 ** 31  # Philox draws whole numbers below
+WINDOWS = kernels.WINDOWS.value
+
+
+def norm_relu_dropout_pool(x: Tensor, norm: BatchNorm, dropout: nn.Module) -> Tensor:
+    """MaxPool(dropout(ReLU(norm(x)))), 2x2 windows: (N, C, H, W) → (N, C, H // 2, W // 2)."""
+    norm.check_input(x)
+    if not norm.uses_batch_statistics():
+        return evaluated(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps)
+    p, mask, seed = drop_rate(dropout), None, None
+    if p > 0 and isinstance(dropout, Dropout2d):
+        mask = kept(x, p, torch.Size([*x.shape[:2], 1, 1]))
+    elif p > 0:
+        seed = torch.empty(1, dtype=torch.int64, device=x.device).random_()
+    x = x.contiguous(memory_format=torch.channels_last)
+    y, mean, variance = NormReluPool.apply(x, norm.weight, norm.bias, norm.eps, p, mask, seed)
+    norm.track(mean, variance, x.numel() // x.size(1))
+    return y
+
+
+def norm_relu_dropout(x: Tensor, norms: Sequence[BatchNorm],
+                      dropouts: Sequence[nn.Module]) -> Tensor:
+    """dropout(ReLU(norm(x))) of several networks whose columns stand side by side in x (N, C)."""
+    width = x.size(1) // len(norms)
+    for norm in norms:
+        norm.check_input(x[:, :width])
+    rates = tuple(map(drop_rate, dropouts))
+    random = None
+    if any(rates):
+        random = torch.rand(len(x), width, dtype=torch.float32, device=x.device)
+    weight, bias = (joined([getattr(norm, name) for norm in norms]) for name in ("weight", "bias"))
+    eps, keep = constants(tuple(norm.eps for norm in norms), rates, width, x.device)
+    y, mean, variance = NormRelu.apply(x.contiguous(), weight, bias, eps, keep, random, width)
+    for norm, *own in zip(norms, mean.split(width), variance.split(width), strict=True):
+        norm.track(*own, len(x))
+    return y
+
+
+def joined(parameters: list[Tensor | None]) -> Tensor | None:
+    one = len(parameters) == 1 or parameters[0] is None
+    return parameters[0] if one else torch.cat(parameters)
+
+
+@cache  # a copy to the device in every step would wait for it
+def constants(eps: tuple[float, ...], rates: tuple[float, ...], width: int, device) -> Tensor:
+    """eps and 1 - p of each network for each of its columns, (2, C)."""
+    keep = [1 - p for p in rates]
+    both = torch.tensor([eps, keep], dtype=torch.float32, device=device)
+    return both.repeat_interleave(width, dim=1)
+
+
+class NormReluPool(torch.autograd.Function):
+    """MaxPool(dropout(ReLU(batch_norm(x)))), with mean and variance; derivative as layers.Normalize.
+
+    x is in channels_last order. mask (N, C, 1, 1) or seed (1,) decide what is dropped; without both
+    nothing is.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, p: float,
+                mask: Tensor | None, seed: Tensor | None):
+        N, C, H, W = x.shape
+        pooled = pooled_like(x)
+        code, y = torch.empty_like(pooled, dtype=torch.uint8), torch.empty_like(pooled)
+        programs = summing_programs(x)
+        parts, stats = float32(x, 3, programs, C), float32(x, 4, C)
+        limit, factor = min(round(p * WHOLE), WHOLE - 1), 1 / (1 - p) if p < 1 else 0.0
+        kernels.pool_kernel[programs, groups(C)](
+            x, weight, seed, pooled, code, parts, limit, N, H, W, C, PROGRAMS=programs)
+        kernels.statistics_kernel[column_groups(C)](
+            x, parts, stats, C, eps, PROGRAMS=programs, num_warps=8)
+        total = N * (H // 2) * (W // 2)
+        kernels.forward_kernel[cdiv(total, WINDOWS), groups(C)](
+            pooled, code, weight, bias, stats, mask, y, factor, total, (H // 2) * (W // 2), C)
+        ctx.eps, ctx.factor = eps, factor
+        ctx.save_for_backward(x, weight, bias, pooled, code, stats)
+        mean, _, variance, _ = stats
+        ctx.mark_non_differentiable(mean, variance)
+        return y, mean, variance
+
+    @staticmethod
+    def backward(ctx, g: Tensor, *_):
+        x, weight, bias, pooled, code, stats = ctx.saved_tensors
+        N, C, H, W = x.shape
+        if torch.is_grad_enabled():
+            y = batch_norm_in_training(x, weight, bias, ctx.eps)[0].flatten(2)
+            y = y.gather(2, places(code, W)).view_as(code) * (code < 4) * ctx.factor
+            return *differentiate(y.to(g.dtype), (x, weight, bias), g), *[None] * 4
+        g = g.contiguous(memory_format=torch.channels_last)
+        programs, total = summing_programs(x), code.numel() // C
+        parts, sums, dx = float32(x, 2, programs, C), float32(x, 2, C), torch.empty_like(x)
+        kernels.sums_kernel[programs, groups(C)](
+            g, pooled, code, stats, parts, ctx.factor, total, C, PROGRAMS=programs)
+        kernels.add_kernel[column_groups(C)](parts, sums, C, PROGRAMS=programs, num_warps=8)
+        kernels.backward_kernel[cdiv(windows(x), WINDOWS), groups(C)](
+            x, g, code, weight, stats, sums, dx, ctx.factor, N, H, W, C)
+        return dx, *parameter_gradients(weight, bias, *sums), *[None] * 4
+
+
+def evaluated(x: Tensor, mean: Tensor, variance: Tensor, weight: Tensor | None,
+              bias: Tensor | None, eps: float) -> Tensor:
+    """MaxPool(ReLU(batch_norm(x))) by the statistics given, without derivatives."""
+    x = x.contiguous(memory_format=torch.channels_last)
+    N, C, H, W = x.shape
+    y = pooled_like(x)
+    kernels.evaluation_kernel[cdiv(windows(x), WINDOWS), groups(C)](
+        x, weight, bias, mean, variance, y, eps, N, H, W, C)
+    return y
+
+
+class NormRelu(torch.autograd.Function):
+    """dropout(ReLU(batch_norm(x))) of (N, C), with mean and variance.
+
+    eps and keep (C,), random (N, width) or None: see columns_forward_kernel.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: Tensor,
+                keep: Tensor, random: Tensor | None, width: int):
+        N, C = x.shape
+        y, stats = torch.empty_like(x), float32(x, 4, C)
+        kernels.columns_forward_kernel[column_groups(C)](
+            x, weight, bias, keep, eps, random, y, stats, N, C, width, num_warps=8)
+        ctx.save_for_backward(x, weight, bias, eps, keep, stats, y)
+        mean, _, variance, _ = stats
+        ctx.mark_non_differentiable(mean, variance)
+        return y, mean, variance
+
+    @staticmethod
+    def backward(ctx, g: Tensor, *_):
+        x, weight, bias, eps, keep, stats, y = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            normalized = batch_norm_in_training(x, weight, bias, eps)[0]
+            again = normalized * (y > 0) * torch.where(keep > 0, 1 / keep, 0)
+            return *differentiate(again.to(g.dtype), (x, weight, bias), g), *[None] * 4
+        g = g.contiguous()
+        N, C = x.shape
+        sums, dx = float32(x, 2, C), torch.empty_like(x)
+        kernels.columns_backward_kernel[column_groups(C)](
+            x, y, g, weight, keep, stats, sums, dx, N, C, num_warps=8)
+        return dx, *parameter_gradients(weight, bias, *sums), *[None] * 4
+
+
+def places(code: Tensor, W: int) -> Tensor:
+    """Where in its map each window's value lies, (N, C, windows of a map)."""
+    row, column = (torch.arange(size, device=code.device) for size in code.shape[2:])
+    tap = code.clamp(max=3).long()
+    return ((row[:, None] * 2 + tap // 2) * W + column * 2 + tap % 2).flatten(2)
+
+
+# Sizes, from the shape alone: they decide the order of sums
+
+
+def windows(x: Tensor) -> int:
+    """2x2 windows that cover x, half ones at odd edges too."""
+    return len(x) * cdiv(x.size(2), 2) * cdiv(x.size(3), 2)
+
+
+def summing_programs(x: Tensor) -> int:
+    return min(kernels.MOST_PROGRAMS, next_power_of_2(cdiv(windows(x), WINDOWS)))
+
+
+def groups(C: int) -> int:
+    return cdiv(C, kernels.CHANNELS.value)
+
+
+def column_groups(C: int) -> tuple[int]:
+    return cdiv(C, kernels.COLUMNS.value),
+
+
+def pooled_like(x: Tensor) -> Tensor:
+    N, C, H, W = x.shape
+    return torch.empty((N, C, H // 2, W // 2), dtype=x.dtype, device=x.device,
+                       memory_format=torch.channels_last)
+
+
+def float32(x: Tensor, *shape: int) -> Tensor:
+    return x.new_empty(shape, dtype=torch.float32)

@@ -1,0 +1,156 @@
+"""When the kernels take the layers' place on a GPU, and whether they are right on this card.
+
+Nobody can try every card, driver and version of triton. So each kind of block is tried on a small
+input at its first use in a process, against its definition in float64. Where it fails or differs,
+one line says so, and the layers are computed one by one.
+"""
+
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from functools import cache
+from types import ModuleType
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fast.blocks import drop_rate
+from layers import BatchNorm, Dropout, Dropout2d
+from layers.functional import batch_norm, batch_norm_in_training, eager
+
+DEVICE = "cuda"
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}  # relative error of a whole tensor
+EPS = 1e-5
+
+
+def cnn_block(x: Tensor, norm: nn.Module, dropout: nn.Module) -> Callable | None:
+    """A function for x (N, C, H, W) through norm, ReLU, dropout and MaxPool, layers of ours.
+
+    It takes x, norm and dropout. None where the kernels do not apply.
+    """
+    p = drop_rate(dropout)
+    if (suits(x, norm) and x.dim() == 4 and min(x.shape[2:]) > 1
+            and (norm.uses_batch_statistics() or p == 0 and not wants_gradient(x, norm))
+            and works("pool by value" if p and type(dropout) is Dropout else "pool", x.dtype, x.device)):
+        return blocks().norm_relu_dropout_pool
+    return None
+
+
+def mlp_block(x: Tensor, norms: Sequence[nn.Module], dropouts: Sequence[nn.Module]) -> Callable | None:
+    """A function for x (N, C) through norm, ReLU and dropout, in training.
+
+    x holds the columns of one network or of several side by side, each with its norm and dropout.
+    """
+    rates = list(map(drop_rate, dropouts))
+    if (all(suits(x, norm) and norm.uses_batch_statistics() for norm in norms) and x.dim() == 2
+            and all(p in (0, 1) or 1e-6 < p < 1 - 1e-6 for p in rates)  # torch.rand has 24 bits
+            and not any(type(dropout) is Dropout2d for dropout in dropouts)
+            and works("columns", x.dtype, x.device)):
+        return blocks().norm_relu_dropout
+    return None
+
+
+def blocks() -> ModuleType:
+    """fast/gpu/blocks.py, which needs triton; loaded when it is asked for."""
+    return importlib.import_module("fast.gpu.blocks")
+
+
+def suits(x: Tensor, norm: nn.Module) -> bool:
+    """A tensor that a kernel can index, on this process's GPU, and a norm with float32 parameters."""
+    return (x.device.type == DEVICE and x.dtype in TOLERANCE and 0 < x.numel() < 2 ** 31
+            and (DEVICE == "cpu" or x.get_device() == torch.cuda.current_device())
+            and isinstance(norm, BatchNorm) and not norm.detach_statistics and eager()
+            and all(values.dtype == torch.float32 and values.device == x.device
+                    and values.is_contiguous() for values in norm.state_dict().values()
+                    if values.dim()))
+
+
+def wants_gradient(x: Tensor, norm: BatchNorm) -> bool:
+    return torch.is_grad_enabled() and any(
+        values is not None and values.requires_grad for values in (x, norm.weight, norm.bias))
+
+
+@cache
+def works(kind: str, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether the kernels of a kind of block agree with its definition; a line on stderr if not."""
+    try:
+        with torch.enable_grad(), torch.autocast(device.type, enabled=False):
+            fault = difference(kind, dtype, device)
+    except Exception as error:  # no triton, no compiler, a card that it does not know
+        fault = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    if fault:
+        print(f"the GPU kernels for '{kind}' in {dtype} are not used, which is slower: {fault}",
+              file=sys.stderr)
+    return not fault
+
+
+def difference(kind: str, dtype: torch.dtype, device: torch.device) -> str:
+    """The first result of the kernels that is not the definition's, in words; empty if none."""
+    def on(values: Tensor) -> Tensor:
+        return values.to(device)
+
+    random, p = torch.Generator().manual_seed(0), 0.4
+    shape = (33, 32) if kind == "columns" else (5, 32, 7, 6)
+    C, rest = shape[1], [1] * (len(shape) - 2)
+    x = (torch.randn(shape, generator=random) * 2 + 5).to(dtype)
+    weight, bias = torch.randn(2, C, generator=random)
+    uniform, seed = torch.rand(*shape[:2], *rest, generator=random), torch.tensor([2 ** 40 + 7])
+    mask = kept_by_value(seed, p, shape) if kind == "pool by value" else uniform < 1 - p
+    constants = on(torch.tensor([[EPS], [1 - p]]).expand(2, C).contiguous())
+    ours = {"columns": lambda *own: blocks().NormRelu.apply(*own, *constants, on(uniform), C),
+            "pool": lambda *own: blocks().NormReluPool.apply(*own, EPS, p, on(mask).to(dtype), None),
+            "pool by value": lambda *own: blocks().NormReluPool.apply(*own, EPS, p, None, on(seed))}
+
+    def definition(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
+        y, mean, variance = batch_norm_in_training(x, weight, bias, EPS)
+        y = F.relu(y) * mask / (1 - p)
+        return F.max_pool2d(y, 2) if rest else y, mean, variance
+
+    expected = step(definition, x.double(), weight.double(), bias.double())
+    dense = x.contiguous(memory_format=torch.channels_last) if rest else x
+    found = step(ours[kind], on(dense), on(weight), on(bias))
+    if kind == "pool":
+        statistics = [expected["mean"].float(), expected["variance"].float()]
+        plain = batch_norm(x.double(), *statistics, weight, bias, EPS)
+        expected["evaluation"] = F.max_pool2d(F.relu(plain), 2)
+        found["evaluation"] = blocks().evaluated(*map(on, (x, *statistics, weight, bias)), EPS)
+    for name, value in expected.items():
+        error = (found[name].detach().cpu().double() - value).norm() / value.norm()
+        if not error < TOLERANCE[dtype]:
+            return f"{name} is off by {error:.1g}"
+    return ""
+
+
+def step(function: Callable, *inputs: Tensor) -> dict[str, Tensor]:
+    """What a block computes in training, and the gradients for some gradient of y."""
+    inputs = [values.requires_grad_() for values in inputs]
+    y, mean, variance = function(*inputs)
+    g = torch.arange(y.numel(), device=y.device).view(y.shape).cos().to(y.dtype)
+    gradients = torch.autograd.grad(y, inputs, g)
+    return dict(zip(("y", "mean", "variance", "dx", "dweight", "dbias"),
+                    (y, mean, variance, *gradients), strict=True))
+
+
+# The masks that the CNN's kernel draws
+
+
+def kept_by_value(seed: Tensor, p: float, shape: tuple[int, ...]) -> Tensor:
+    """Which values of (N, C, H, W) stay: one of Philox's four numbers for each in a 2x2 window."""
+    N, C, H, W = shape
+    index = torch.arange(N * C * (H // 2) * (W // 2)).view(N, H // 2, W // 2, C)
+    mask = torch.stack(philox(seed.item(), index)) >> 1 >= round(p * 2 ** 31)
+    mask = mask.view(2, 2, *index.shape).permute(2, 5, 3, 0, 4, 1).flatten(4).flatten(2, 3)
+    return F.pad(mask, (0, W % 2, 0, H % 2), value=True)  # MaxPool takes none of an odd edge
+
+
+def philox(seed: int, index: Tensor) -> tuple[Tensor, ...]:
+    """Philox-4x32-10 of the counter (index, 0, 0, 0), as int64: Salmon et al. 2011."""
+    whole = 2 ** 32 - 1
+    a, b, c, d = index, *[torch.zeros_like(index)] * 3
+    for i in range(10):
+        keys = (seed & whole) + i * 0x9E3779B9, (seed >> 32) + i * 0xBB67AE85
+        left, right = 0xD2511F53 * a, 0xCD9E8D57 * c
+        a, b, c, d = ((right >> 32 ^ b ^ keys[0]) & whole, right & whole,
+                      (left >> 32 ^ d ^ keys[1]) & whole, left & whole)
+    return a, b, c, d

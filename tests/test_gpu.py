@@ -1,0 +1,456 @@
+"""The kernels of fast/gpu/ against their definitions in float64: on a card, or in triton's interpreter.
+
+The interpreter is numpy underneath; it shows wrong numbers, but no races, no alignment, no speed. It
+has to be chosen before triton is loaded, so these tests run in a process of their own. Another one
+builds the kernels for cards that are not here.
+"""
+
+import contextlib
+import functools
+import importlib.util
+import inspect
+import io
+import multiprocessing
+import os
+import re
+import subprocess
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from unittest import mock
+
+import pytest
+import torch
+import torch.nn.functional as F
+from comparison import normal
+from torch import Tensor, nn
+
+from fast.gpu import guard
+from layers import BatchNorm1d, BatchNorm2d, Dropout, Dropout2d
+from layers.functional import kept
+
+needs_triton = pytest.mark.skipif(not importlib.util.find_spec("triton"), reason="no triton here")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DTYPES = [torch.float32, torch.bfloat16]
+ROUNDING = {torch.float32: 3e-6, torch.bfloat16: 1e-2}  # the interpreter truncates to bfloat16
+
+
+def apart(interpret: bool):
+    """Run a test in a process in which triton interprets, or compiles."""
+    def decorate(test):
+        @needs_triton
+        @functools.wraps(test)
+        def run(**arguments):
+            process(interpret).submit(call, test.__name__, arguments).result()
+        return run
+    return decorate
+
+
+@functools.cache
+def process(interpret: bool) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), set_up, (interpret,))
+
+
+def set_up(interpret: bool) -> None:
+    os.environ["TRITON_INTERPRET"] = str(int(interpret))
+    guard.DEVICE = DEVICE
+
+
+def call(name: str, arguments: dict) -> None:
+    globals()[name].__wrapped__(**arguments)
+
+
+on_kernels = apart(interpret=DEVICE == "cpu")
+
+
+# The CNN's block
+
+
+def relative(found: Tensor, expected: Tensor) -> float:
+    expected = expected.double()
+    norm = expected.norm().item()
+    return (found.detach().cpu().double() - expected).norm().item() / (norm or 1)
+
+
+def assert_near(found: dict, expected: dict, tolerance: float) -> None:
+    assert found.keys() == expected.keys()
+    errors = {name: relative(found[name], value) for name, value in expected.items()}
+    assert all(error <= tolerance for error in errors.values()), errors
+
+
+def inputs(shape: tuple[int, ...], dtype: torch.dtype, mean: float = 0.0) -> tuple[Tensor, nn.Module]:
+    """A batch, and a norm with weights of both signs and a zero."""
+    norm = (BatchNorm2d if len(shape) == 4 else BatchNorm1d)(shape[1])
+    with torch.no_grad():
+        norm.weight.copy_(normal(shape[1:2], 1))
+        norm.bias.copy_(normal(shape[1:2], 2))
+        norm.weight[0], norm.bias[0] = 0, 1
+    return (normal(shape) * 2 + mean).to(dtype), norm
+
+
+def results(function, x: Tensor, norm: nn.Module) -> dict[str, Tensor]:
+    """What `function` makes of x, and its gradients for some gradient of the result."""
+    x = x.detach().requires_grad_()
+    y = function(x)
+    own = dict(norm.named_parameters())
+    g = normal(y.shape, 3, y.dtype, str(y.device))
+    gradients = torch.autograd.grad(y, (x, *own.values()), g)
+    found = dict(zip(("dx", *own), gradients, strict=True))
+    return {"y": y, **found, **{name: value.clone() for name, value in norm.named_buffers()}}
+
+
+def pool_block(x: Tensor, norm: nn.Module, dropout: nn.Module, seed: int = 0) -> dict[str, Tensor]:
+    from fast.gpu.blocks import norm_relu_dropout_pool
+
+    x, norm = x.to(DEVICE).contiguous(memory_format=torch.channels_last), norm.to(DEVICE)
+    torch.manual_seed(seed)
+    return results(lambda x: norm_relu_dropout_pool(x, norm, dropout), x, norm)
+
+
+def plain_pool_block(x: Tensor, norm: nn.Module, mask: Tensor | float) -> dict[str, Tensor]:
+    """The definition in float64."""
+    norm = norm.to("cpu", torch.float64)
+    norm.reset_running_stats()
+    return results(lambda x: F.max_pool2d(F.relu(norm(x)) * mask, 2), x.cpu().double(), norm)
+
+
+def drawn_mask(x: Tensor, dropout: nn.Module, seed: int = 0) -> Tensor | float:
+    """The mask that the block draws after manual_seed(seed), divided by 1 - p."""
+    torch.manual_seed(seed)
+    p = dropout.p if isinstance(dropout, Dropout) else 0.0
+    if p in (0, 1):
+        return 1.0 - p
+    if isinstance(dropout, Dropout2d):
+        return kept(x.to(DEVICE), p, torch.Size([*x.shape[:2], 1, 1])).cpu().double() / (1 - p)
+    seed = torch.empty(1, dtype=torch.int64, device=DEVICE).random_()
+    return guard.kept_by_value(seed.cpu(), p, x.shape).double() / (1 - p)
+
+
+KINDS = [nn.Identity(), Dropout2d(0.3), Dropout(0.3)]
+ODD = (3, 70, 5, 7)  # of several programs, the last ones not full
+CASES = [*((shape, dropout, torch.float32) for shape in ((6, 16, 8, 8), ODD, (1, 5, 6, 3)) for dropout in KINDS),
+         *(((2, 5, 5, 6), kind(p), torch.float32) for kind in (Dropout, Dropout2d) for p in (0.0, 1e-6, 0.999, 1.0)),
+         *((ODD, dropout, torch.bfloat16) for dropout in KINDS)]
+
+
+@pytest.mark.parametrize("shape, dropout, dtype", CASES, ids=str)
+@on_kernels
+def test_cnn_block(shape, dropout, dtype):
+    x, norm = inputs(shape, dtype)
+    found = pool_block(x, norm, dropout)
+    expected = plain_pool_block(x, norm, drawn_mask(x, dropout))
+    assert_near(found, expected, ROUNDING[dtype])
+
+
+@pytest.mark.parametrize("mean", [1e4, -300.0])
+@on_kernels
+def test_cnn_block_with_a_large_mean_is_as_accurate_as_pytorch(mean):
+    x, norm = inputs((4, 8, 8, 8), torch.float32, mean)
+    found = pool_block(x, norm, nn.Identity())
+    expected = plain_pool_block(x, norm, 1.0)
+    theirs = nn.BatchNorm2d(8)
+    theirs.load_state_dict(norm.state_dict())
+    theirs.reset_running_stats()
+    theirs = results(lambda x: F.max_pool2d(F.relu(theirs(x)), 2), x, theirs)
+    for name, value in expected.items():
+        assert relative(found[name], value) <= 2 * relative(theirs[name], value) + 1e-6, name
+
+
+@pytest.mark.parametrize("affine, bias", [(False, False), (True, False)])
+@on_kernels
+def test_cnn_block_without_weight_or_bias(affine, bias):
+    x, _ = inputs((4, 8, 6, 6), torch.float32)
+    norm = BatchNorm2d(8, affine=affine, bias=bias)
+    found = pool_block(x, norm, Dropout2d(0.3))
+    assert_near(found, plain_pool_block(x, norm, drawn_mask(x, Dropout2d(0.3))), 3e-6)
+
+
+@on_kernels
+def test_cnn_block_takes_any_memory_order():
+    from fast.gpu.blocks import norm_relu_dropout_pool
+
+    x, norm = inputs((4, 8, 6, 6), torch.float32)
+    norm, dense = norm.to(DEVICE), x.to(DEVICE).contiguous(memory_format=torch.channels_last)
+    y = [results(lambda x: norm_relu_dropout_pool(x, norm, nn.Identity()), each, norm)
+         for each in (dense, dense.contiguous(), dense.transpose(2, 3).contiguous().transpose(2, 3))]
+    for other in y[1:]:
+        assert torch.equal(y[0]["y"], other["y"]) and torch.equal(y[0]["dx"], other["dx"])
+
+
+@pytest.mark.parametrize("kind", [Dropout, Dropout2d])
+@on_kernels
+def test_a_step_repeats_bit_for_bit_and_another_seed_drops_others(kind):
+    x, _ = inputs(ODD, torch.float32)
+    one, same, other = (pool_block(x, BatchNorm2d(ODD[1]), kind(0.5), seed) for seed in (1, 1, 2))
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    assert not torch.equal(one["y"] == 0, other["y"] == 0)
+
+
+@on_kernels
+def test_a_value_that_is_not_a_number_shows():
+    x, norm = inputs((2, 8, 4, 4), torch.float32)
+    x[1, 3, 2, 2] = torch.nan
+    for layer in (norm, norm.eval()):
+        from fast.gpu.blocks import norm_relu_dropout_pool
+
+        with torch.no_grad():
+            layer.running_mean.zero_()
+            y = norm_relu_dropout_pool(x.to(DEVICE), layer.to(DEVICE), Dropout2d(0.0))
+        assert y[1, 3, 1, 1].isnan() and y[:, :3].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@on_kernels
+def test_cnn_block_in_evaluation(dtype):
+    from fast.gpu.blocks import norm_relu_dropout_pool
+
+    x, norm = inputs((3, 70, 7, 6), dtype)
+    norm.running_mean.copy_(normal((70,), 4))
+    norm.running_var.copy_(normal((70,), 5).square())
+    norm.to(DEVICE).eval()
+    with torch.no_grad():
+        found = norm_relu_dropout_pool(x.to(DEVICE), norm, Dropout2d(0.3).eval())
+        expected = F.max_pool2d(F.relu(norm.to("cpu", torch.float64)(x.double())), 2)
+    assert relative(found, expected) < ROUNDING[dtype]
+
+
+@pytest.mark.parametrize("kind", [Dropout, Dropout2d])
+@on_kernels
+def test_second_derivatives_of_the_cnn_block(kind):
+    from fast.gpu.blocks import norm_relu_dropout_pool
+
+    def second(function, x, norm):
+        x = x.detach().requires_grad_()
+        y = function(x)
+        g = normal(y.shape, 3, y.dtype, str(y.device))
+        dx, dweight = torch.autograd.grad(y, (x, norm.weight), g, create_graph=True)
+        return torch.autograd.grad(dx.square().sum() + dweight.square().sum(), (x, norm.weight))
+
+    x, norm = inputs((3, 8, 5, 6), torch.float32)
+    norm, dropout = norm.to(DEVICE), kind(0.3)
+    torch.manual_seed(0)
+    found = second(lambda x: norm_relu_dropout_pool(x, norm, dropout), x.to(DEVICE), norm)
+    mask, norm = drawn_mask(x, dropout), norm.to("cpu", torch.float64)
+    expected = second(lambda x: F.max_pool2d(F.relu(norm(x)) * mask, 2), x.double(), norm)
+    assert_near(dict(enumerate(found)), dict(enumerate(expected)), 1e-5)
+
+
+# The MLP's
+
+
+def hidden(x: Tensor, norms: list, dropouts: list) -> dict[str, Tensor]:
+    from fast.gpu.blocks import norm_relu_dropout
+
+    torch.manual_seed(0)
+    layers = nn.ModuleList(norms).to(DEVICE)
+    return results(lambda x: norm_relu_dropout(x, norms, dropouts), x.to(DEVICE), layers)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("p", [0.0, 1e-5, 0.3, 0.999, 1.0])
+@pytest.mark.parametrize("shape", [(70, 10), (1030, 3), (4, 5)], ids=str)
+@on_kernels
+def test_mlp_block(shape, p, dtype):
+    x, norm = inputs(shape, dtype, mean=100.0 if dtype == torch.float32 else 0.0)
+    found = hidden(x, [norm], [Dropout(p)])
+    torch.manual_seed(0)
+    stay = torch.rand(shape, device=DEVICE).cpu() < 1 - p
+    mask = stay.double() / (1 - p) if p < 1 else 0.0
+    norm = norm.to("cpu", torch.float64)
+    norm.reset_running_stats()
+    expected = results(lambda x: F.relu(norm(x)) * mask, x.double(), nn.ModuleList([norm]))
+    assert_near(found, expected, ROUNDING[dtype] * 3)
+
+
+@on_kernels
+def test_mlps_side_by_side_compute_what_each_does_alone():
+    rates, width = (0.0, 0.2, 0.6), 7
+    x = normal((40, width * len(rates)))
+    norms = [BatchNorm1d(width, eps=10.0 ** -i) for i in range(1, 4)]
+    dropouts = [Dropout(p) for p in rates]
+    together = hidden(x, norms, dropouts)
+    for i, (norm, dropout) in enumerate(zip(norms, dropouts, strict=True)):
+        columns = slice(i * width, (i + 1) * width)
+        found = {name.removeprefix(f"{i}."): value for name, value in together.items()
+                 if name[0] == str(i)}
+        found |= {name: together[name][:, columns] for name in ("y", "dx")}
+        norm.reset_running_stats()
+        alone = hidden(x[:, columns].contiguous(), [norm], [dropout])
+        assert torch.equal(found["y"], alone["y"])
+        for name in ("running_mean", "running_var"):
+            assert torch.equal(found[name], alone[f"0.{name}"])
+
+
+@on_kernels
+def test_second_derivatives_of_the_mlp_block():
+    from fast.gpu.blocks import norm_relu_dropout
+
+    def second(function, x, norm):
+        x = x.detach().requires_grad_()
+        dx, = torch.autograd.grad(function(x), x, normal(x.shape, 3, x.dtype).to(x.device),
+                                  create_graph=True)
+        return torch.autograd.grad(dx.square().sum(), (x, norm.weight))
+
+    x, norm = inputs((20, 5), torch.float32)
+    norm = norm.to(DEVICE)
+    torch.manual_seed(0)
+    found = second(lambda x: norm_relu_dropout(x, [norm], [Dropout(0.3)]), x.to(DEVICE), norm)
+    torch.manual_seed(0)
+    mask = (torch.rand(20, 5, device=DEVICE).cpu() < 0.7) / 0.7
+    norm = norm.to("cpu", torch.float64)
+    expected = second(lambda x: F.relu(norm(x)) * mask, x.double(), norm)
+    assert_near(dict(enumerate(found)), dict(enumerate(expected)), 1e-5)
+
+
+# The guard
+
+
+def test_philox_gives_the_published_numbers():
+    """Random123's known answers for a counter and a key of zeros, and what NumPy has no name for."""
+    numbers = [each.item() for each in guard.philox(0, torch.tensor(0))]
+    assert numbers == [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]
+
+
+def test_masks_of_the_kernel_keep_the_rate():
+    mask = guard.kept_by_value(torch.tensor([5]), 0.3, (8, 16, 32, 32)).double()
+    n = mask.numel()
+    assert abs(mask.mean() - 0.7) < 5 * (0.21 / n) ** 0.5
+    flat = (mask - mask.mean()).flatten()
+    assert abs((flat[1:] * flat[:-1]).mean()) < 5 * 0.21 / n ** 0.5
+
+
+@pytest.mark.parametrize("kind", ["pool", "pool by value", "columns"])
+@on_kernels
+def test_guard_finds_the_kernels_right_and_draws_no_random_number(kind):
+    state = torch.get_rng_state()
+    for dtype in DTYPES:
+        with torch.no_grad():
+            assert guard.works(kind, dtype, torch.device(DEVICE))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+OUTPUTS = [("pool", "pool_kernel", "pooled"), ("pool", "pool_kernel", "code"),
+           ("pool by value", "pool_kernel", "parts"), ("pool", "statistics_kernel", "stats"),
+           ("pool", "forward_kernel", "y"), ("pool", "sums_kernel", "parts"),
+           ("pool", "add_kernel", "sums"), ("pool", "backward_kernel", "dx"),
+           ("pool", "evaluation_kernel", "y"), ("columns", "columns_forward_kernel", "y"),
+           ("columns", "columns_forward_kernel", "stats"),
+           ("columns", "columns_backward_kernel", "sums"),
+           ("columns", "columns_backward_kernel", "dx")]
+
+
+class Broken:
+    """A kernel whose result is a thousandth too large, or whose whole numbers are twice as large."""
+
+    def __init__(self, kernel, output: str):
+        self.kernel = kernel
+        self.place = list(inspect.signature(kernel.fn).parameters).index(f"{output}_ptr")
+
+    def __getitem__(self, grid):
+        def run(*arguments, **constants):
+            self.kernel[grid](*arguments, **constants)
+            output = arguments[self.place]
+            output.mul_(1.001 if output.is_floating_point() else 2)
+        return run
+
+
+@pytest.mark.parametrize("kind, kernel, output", OUTPUTS)
+@on_kernels
+def test_guard_finds_each_wrong_result_and_says_so_once(kind, kernel, output):
+    from fast.gpu import kernels
+
+    broken, said = Broken(getattr(kernels, kernel), output), io.StringIO()
+    guard.works.cache_clear()
+    with mock.patch.object(kernels, kernel, broken), contextlib.redirect_stderr(said):
+        for _ in range(2):
+            assert not guard.works(kind, torch.float32, torch.device(DEVICE))
+    guard.works.cache_clear()
+    assert len(said.getvalue().splitlines()) == 1 and f"'{kind}'" in said.getvalue()
+
+
+@on_kernels
+def test_guard_survives_kernels_that_do_not_build():
+    from fast.gpu import kernels
+
+    said = io.StringIO()
+    guard.works.cache_clear()
+    with mock.patch.object(kernels, "pool_kernel", None), contextlib.redirect_stderr(said):
+        assert guard.cnn_block(normal((2, 4, 4, 4), device=DEVICE), BatchNorm2d(4).to(DEVICE), nn.Identity()) is None
+    guard.works.cache_clear()
+    assert len(said.getvalue().splitlines()) == 1 and "TypeError" in said.getvalue()
+
+
+def test_kernels_are_left_alone_where_they_do_not_apply(monkeypatch):
+    """Without a card this asks no kernel: `works` says yes to all that would be tried."""
+    monkeypatch.setattr(guard, "works", lambda *_: True)
+    monkeypatch.setattr(guard, "blocks", mock.MagicMock)
+    x, norm, dropout = normal((2, 4, 4, 4)), BatchNorm2d(4), Dropout(0.3)
+    assert guard.cnn_block(x, norm, dropout) is None, "not on a GPU"
+    monkeypatch.setattr(guard, "DEVICE", "cpu")
+    assert guard.cnn_block(x, norm, dropout)
+    for other in (x.double(), x.half(), x[:0], x[:, :, :1], x[0], x.flatten(1)):
+        assert guard.cnn_block(other, norm, dropout) is None
+    for other in (nn.Identity(), BatchNorm2d(4, detach_statistics=True), BatchNorm2d(4, dtype=torch.bfloat16)):
+        assert guard.cnn_block(x, other, dropout) is None
+    norm.eval()
+    assert guard.cnn_block(x, norm, nn.Identity()) is None, "the weight wants a gradient"
+    with torch.no_grad():
+        assert guard.cnn_block(x, norm, Dropout(0.0)) and guard.cnn_block(x, norm, dropout.eval())
+        assert guard.cnn_block(x, norm, Dropout2d(0.3)) is None, "drops in evaluation"
+    x, norm = x.flatten(1), BatchNorm1d(16)
+    for p, applies in ((0.0, True), (1e-7, False), (0.3, True), (1 - 1e-7, False), (1.0, True)):
+        assert bool(guard.mlp_block(x, [norm], [Dropout(p)])) == applies
+    assert guard.mlp_block(x, [norm], [Dropout2d(0.3)]) is None
+    assert guard.mlp_block(x, [norm.eval()], [Dropout(0.3)]) is None
+
+
+# Built for cards that are not here
+
+
+def builds() -> list[tuple[str, dict, int, int]]:
+    """Kernel, constants, warps, and how often it moves a program's tile of large tensors."""
+    constants = {"PROGRAMS": 512}
+    return [("pool_kernel", {"seed_ptr": None, **constants}, 4, 4), ("pool_kernel", constants, 4, 4),
+            ("statistics_kernel", constants, 8, 0), ("forward_kernel", {}, 4, 1),
+            ("forward_kernel", {"mask_ptr": None}, 4, 1), ("sums_kernel", constants, 4, 2),
+            ("add_kernel", constants, 8, 0), ("backward_kernel", {}, 4, 5),
+            ("evaluation_kernel", {}, 4, 4), ("columns_forward_kernel", {}, 8, 0),
+            ("columns_forward_kernel", {"random_ptr": None}, 8, 0), ("columns_backward_kernel", {}, 8, 0)]
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("architecture", [80, 90])
+@apart(interpret=False)
+def test_kernels_build_without_spills_and_load_16_bytes_at_once(architecture, dtype):
+    from fast.gpu import kernels
+
+    large = {f"{name}_ptr": f"*{dtype}" for name in ("x", "pooled", "y", "g", "dx", "mask")}
+    types = {**large, "code_ptr": "*u8", "seed_ptr": "*i64", "factor": "fp32", "eps": "fp32"}
+    for name, constants, warps, tiles in builds():
+        found = build(getattr(kernels, name), types, constants, architecture, warps)
+        most = 152 if name == "pool_kernel" and "seed_ptr" not in constants else 128
+        assert found["registers"] <= most and found["stack"] == 0, (name, constants, found)
+        values = kernels.WINDOWS.value * kernels.CHANNELS.value // (32 * warps)  # of a thread
+        assert found["wide loads"] >= tiles * values * (4 if dtype == "fp32" else 2) // 16, (name, found)
+
+
+def build(kernel, types: dict, constants: dict, architecture: int, warps: int) -> dict[str, int]:
+    """Compile a kernel for an architecture, for tensors as PyTorch gives them and C = 64."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    names = kernel.arg_names
+    signature = {name: "constexpr" if name in constants else
+                 types.get(name, "*fp32" if name.endswith("_ptr") else "i32") for name in names}
+    divisible = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names)
+                 if name not in constants and (name.endswith("_ptr") or name == "C")}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=divisible)
+    built = triton.compile(source, GPUTarget("cuda", architecture, 32), {"num_warps": warps})
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(built.asm["cubin"])
+        file.flush()
+        usage = subprocess.run([triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name],
+                               capture_output=True, text=True, check=True).stdout
+    return {"registers": int(re.search(r"REG:(\d+)", usage)[1]),
+            "stack": int(re.search(r"STACK:(\d+)", usage)[1]),
+            "wide loads": len(re.findall(r"ld\.global[.\w]*\.v4\.b32", built.asm["ptx"]))}
