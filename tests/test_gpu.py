@@ -1,6 +1,6 @@
-"""The kernels of fast/gpu/ against their definitions in float64: on a card, or in triton's interpreter.
+"""The kernels of fast/gpu/ against definitions in float64: on a card, or in triton's interpreter.
 
-The interpreter is numpy underneath; it shows wrong numbers, but no races, no alignment, no speed. It
+The interpreter is numpy underneath: it shows wrong numbers, but no races, no alignment, no speed. It
 has to be chosen before triton is loaded, so these tests run in a process of their own. Another one
 builds the kernels for cards that are not here.
 """
@@ -77,7 +77,7 @@ def assert_near(found: dict, expected: dict, tolerance: float) -> None:
     assert all(error <= tolerance for error in errors.values()), errors
 
 
-def inputs(shape: tuple[int, ...], dtype: torch.dtype, mean: float = 0.0) -> tuple[Tensor, nn.Module]:
+def inputs(shape: tuple, dtype: torch.dtype, mean: float = 0.0) -> tuple[Tensor, nn.Module]:
     """A batch, and a norm with weights of both signs and a zero."""
     norm = (BatchNorm2d if len(shape) == 4 else BatchNorm1d)(shape[1])
     with torch.no_grad():
@@ -127,8 +127,10 @@ def drawn_mask(x: Tensor, dropout: nn.Module, seed: int = 0) -> Tensor | float:
 
 KINDS = [nn.Identity(), Dropout2d(0.3), Dropout(0.3)]
 ODD = (3, 70, 5, 7)  # of several programs, the last ones not full
-CASES = [*((shape, dropout, torch.float32) for shape in ((6, 16, 8, 8), ODD, (1, 5, 6, 3)) for dropout in KINDS),
-         *(((2, 5, 5, 6), kind(p), torch.float32) for kind in (Dropout, Dropout2d) for p in (0.0, 1e-6, 0.999, 1.0)),
+CASES = [*((shape, dropout, torch.float32)
+           for shape in ((6, 16, 8, 8), ODD, (1, 5, 6, 3)) for dropout in KINDS),
+         *(((2, 5, 5, 6), kind(p), torch.float32)
+           for kind in (Dropout, Dropout2d) for p in (0.0, 1e-6, 0.999, 1.0)),
          *((ODD, dropout, torch.bfloat16) for dropout in KINDS)]
 
 
@@ -143,16 +145,11 @@ def test_cnn_block(shape, dropout, dtype):
 
 @pytest.mark.parametrize("mean", [1e4, -300.0])
 @on_kernels
-def test_cnn_block_with_a_large_mean_is_as_accurate_as_pytorch(mean):
+def test_cnn_block_with_a_large_mean_loses_no_digits(mean):
+    """PyTorch's layer, which keeps the mean in float32, is off by 1e-4 at 10 000."""
     x, norm = inputs((4, 8, 8, 8), torch.float32, mean)
     found = pool_block(x, norm, nn.Identity())
-    expected = plain_pool_block(x, norm, 1.0)
-    theirs = nn.BatchNorm2d(8)
-    theirs.load_state_dict(norm.state_dict())
-    theirs.reset_running_stats()
-    theirs = results(lambda x: F.max_pool2d(F.relu(theirs(x)), 2), x, theirs)
-    for name, value in expected.items():
-        assert relative(found[name], value) <= 2 * relative(theirs[name], value) + 1e-6, name
+    assert_near(found, plain_pool_block(x, norm, 1.0), 1e-6)
 
 
 @pytest.mark.parametrize("affine, bias", [(False, False), (True, False)])
@@ -170,10 +167,11 @@ def test_cnn_block_takes_any_memory_order():
 
     x, norm = inputs((4, 8, 6, 6), torch.float32)
     norm, dense = norm.to(DEVICE), x.to(DEVICE).contiguous(memory_format=torch.channels_last)
-    y = [results(lambda x: norm_relu_dropout_pool(x, norm, nn.Identity()), each, norm)
-         for each in (dense, dense.contiguous(), dense.transpose(2, 3).contiguous().transpose(2, 3))]
-    for other in y[1:]:
-        assert torch.equal(y[0]["y"], other["y"]) and torch.equal(y[0]["dx"], other["dx"])
+    orders = (dense, dense.contiguous(), dense.transpose(2, 3).contiguous().transpose(2, 3))
+    first, *others = (results(lambda x: norm_relu_dropout_pool(x, norm, nn.Identity()), each, norm)
+                      for each in orders)
+    for other in others:
+        assert torch.equal(first["y"], other["y"]) and torch.equal(first["dx"], other["dx"])
 
 
 @pytest.mark.parametrize("kind", [Dropout, Dropout2d])
@@ -250,7 +248,7 @@ def hidden(x: Tensor, norms: list, dropouts: list) -> dict[str, Tensor]:
 @pytest.mark.parametrize("shape", [(70, 10), (1030, 3), (4, 5)], ids=str)
 @on_kernels
 def test_mlp_block(shape, p, dtype):
-    x, norm = inputs(shape, dtype, mean=100.0 if dtype == torch.float32 else 0.0)
+    x, norm = inputs(shape, dtype, mean=1e4 if dtype == torch.float32 else 0.0)
     found = hidden(x, [norm], [Dropout(p)])
     torch.manual_seed(0)
     stay = torch.rand(shape, device=DEVICE).cpu() < 1 - p
@@ -305,7 +303,7 @@ def test_second_derivatives_of_the_mlp_block():
 
 
 def test_philox_gives_the_published_numbers():
-    """Random123's known answers for a counter and a key of zeros, and what NumPy has no name for."""
+    """Random123's known answer for a counter and a key of zeros."""
     numbers = [each.item() for each in guard.philox(0, torch.tensor(0))]
     assert numbers == [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]
 
@@ -339,7 +337,7 @@ OUTPUTS = [("pool", "pool_kernel", "pooled"), ("pool", "pool_kernel", "code"),
 
 
 class Broken:
-    """A kernel whose result is a thousandth too large, or whose whole numbers are twice as large."""
+    """A kernel whose result is a thousandth too large; whole numbers are doubled."""
 
     def __init__(self, kernel, output: str):
         self.kernel = kernel
@@ -374,7 +372,8 @@ def test_guard_survives_kernels_that_do_not_build():
     said = io.StringIO()
     guard.works.cache_clear()
     with mock.patch.object(kernels, "pool_kernel", None), contextlib.redirect_stderr(said):
-        assert guard.cnn_block(normal((2, 4, 4, 4), device=DEVICE), BatchNorm2d(4).to(DEVICE), nn.Identity()) is None
+        x, norm = normal((2, 4, 4, 4), device=DEVICE), BatchNorm2d(4).to(DEVICE)
+        assert guard.cnn_block(x, norm, nn.Identity()) is None
     guard.works.cache_clear()
     assert len(said.getvalue().splitlines()) == 1 and "TypeError" in said.getvalue()
 
@@ -389,7 +388,8 @@ def test_kernels_are_left_alone_where_they_do_not_apply(monkeypatch):
     assert guard.cnn_block(x, norm, dropout)
     for other in (x.double(), x.half(), x[:0], x[:, :, :1], x[0], x.flatten(1)):
         assert guard.cnn_block(other, norm, dropout) is None
-    for other in (nn.Identity(), BatchNorm2d(4, detach_statistics=True), BatchNorm2d(4, dtype=torch.bfloat16)):
+    detached, half = BatchNorm2d(4, detach_statistics=True), BatchNorm2d(4, dtype=torch.bfloat16)
+    for other in (nn.Identity(), detached, half):
         assert guard.cnn_block(x, other, dropout) is None
     norm.eval()
     assert guard.cnn_block(x, norm, nn.Identity()) is None, "the weight wants a gradient"
@@ -408,13 +408,14 @@ def test_kernels_are_left_alone_where_they_do_not_apply(monkeypatch):
 
 def builds() -> list[tuple[str, dict, int, int]]:
     """Kernel, constants, warps, and how often it moves a program's tile of large tensors."""
-    constants = {"PROGRAMS": 512}
-    return [("pool_kernel", {"seed_ptr": None, **constants}, 4, 4), ("pool_kernel", constants, 4, 4),
-            ("statistics_kernel", constants, 8, 0), ("forward_kernel", {}, 4, 1),
-            ("forward_kernel", {"mask_ptr": None}, 4, 1), ("sums_kernel", constants, 4, 2),
-            ("add_kernel", constants, 8, 0), ("backward_kernel", {}, 4, 5),
-            ("evaluation_kernel", {}, 4, 4), ("columns_forward_kernel", {}, 8, 0),
-            ("columns_forward_kernel", {"random_ptr": None}, 8, 0), ("columns_backward_kernel", {}, 8, 0)]
+    summing = {"PROGRAMS": 512}
+    return [("pool_kernel", {"seed_ptr": None, **summing}, 4, 4), ("pool_kernel", summing, 4, 4),
+            ("statistics_kernel", summing, 8, 0), ("add_kernel", summing, 8, 0),
+            ("forward_kernel", {}, 4, 1), ("forward_kernel", {"mask_ptr": None}, 4, 1),
+            ("sums_kernel", summing, 4, 2), ("backward_kernel", {}, 4, 5),
+            ("evaluation_kernel", {}, 4, 4), ("columns_backward_kernel", {}, 8, 0),
+            ("columns_forward_kernel", {}, 8, 0),
+            ("columns_forward_kernel", {"random_ptr": None}, 8, 0)]
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
@@ -430,7 +431,8 @@ def test_kernels_build_without_spills_and_load_16_bytes_at_once(architecture, dt
         most = 152 if name == "pool_kernel" and "seed_ptr" not in constants else 128
         assert found["registers"] <= most and found["stack"] == 0, (name, constants, found)
         values = kernels.WINDOWS.value * kernels.CHANNELS.value // (32 * warps)  # of a thread
-        assert found["wide loads"] >= tiles * values * (4 if dtype == "fp32" else 2) // 16, (name, found)
+        wide = tiles * values * (4 if dtype == "fp32" else 2) // 16
+        assert found["wide loads"] >= wide, (name, found)
 
 
 def build(kernel, types: dict, constants: dict, architecture: int, warps: int) -> dict[str, int]:
@@ -449,8 +451,8 @@ def build(kernel, types: dict, constants: dict, architecture: int, warps: int) -
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(built.asm["cubin"])
         file.flush()
-        usage = subprocess.run([triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name],
-                               capture_output=True, text=True, check=True).stdout
+        dump = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
+        usage = subprocess.run(dump, capture_output=True, text=True, check=True).stdout
     return {"registers": int(re.search(r"REG:(\d+)", usage)[1]),
             "stack": int(re.search(r"STACK:(\d+)", usage)[1]),
             "wide loads": len(re.findall(r"ld\.global[.\w]*\.v4\.b32", built.asm["ptx"]))}

@@ -1,12 +1,13 @@
 """The networks' blocks on a GPU, as functions of tensors with their derivatives; see kernels.py.
 
-The mask of whole maps is drawn by PyTorch, as the plain path draws it: it is small, and the numbers are
-the same. That of single values of a CNN is as large as x, so it is never stored: PyTorch draws a seed,
-on the device, from which the kernel draws the rest by Philox. That of an MLP comes from torch.rand, so
-that networks side by side share their numbers whatever their rates. All follow from torch.manual_seed,
-and a captured CUDA graph draws other ones at every replay.
+Where dropout's masks come from:
+    whole maps              PyTorch draws one number a map, the very ones of the plain path
+    single values of a CNN  as large as x, so never stored: PyTorch draws a seed on the device, from
+                            which the kernel draws by Philox
+    an MLP                  torch.rand; networks side by side share the numbers, whatever their rates
+All follow from torch.manual_seed, and a CUDA graph draws other ones at every replay.
 
-No mask is kept for the derivatives. Forward notes one byte for each window: which of its four values
+No mask is kept for the derivatives. Forward notes a byte for each window: which of its four values
 MaxPool took, or that ReLU or dropout made it zero. An MLP's y tells the same.
 """
 
@@ -75,10 +76,10 @@ def constants(eps: tuple[float, ...], rates: tuple[float, ...], width: int, devi
 
 
 class NormReluPool(torch.autograd.Function):
-    """MaxPool(dropout(ReLU(batch_norm(x)))), with mean and variance; derivative as layers.Normalize.
+    """MaxPool(dropout(ReLU(batch_norm(x)))) for x in channels_last order, with mean and variance.
 
-    x is in channels_last order. mask (N, C, 1, 1) or seed (1,) decide what is dropped; without both
-    nothing is.
+    The derivative is that of layers.Normalize. mask (N, C, 1, 1) or seed (1,) decide what is dropped;
+    without both nothing is.
     """
 
     @staticmethod

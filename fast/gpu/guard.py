@@ -30,14 +30,16 @@ def cnn_block(x: Tensor, norm: nn.Module, dropout: nn.Module) -> Callable | None
     It takes x, norm and dropout. None where the kernels do not apply.
     """
     p = drop_rate(dropout)
+    kind = "pool by value" if p and type(dropout) is Dropout else "pool"
     if (suits(x, norm) and x.dim() == 4 and min(x.shape[2:]) > 1
             and (norm.uses_batch_statistics() or p == 0 and not wants_gradient(x, norm))
-            and works("pool by value" if p and type(dropout) is Dropout else "pool", x.dtype, x.device)):
+            and works(kind, x.dtype, x.device)):
         return blocks().norm_relu_dropout_pool
     return None
 
 
-def mlp_block(x: Tensor, norms: Sequence[nn.Module], dropouts: Sequence[nn.Module]) -> Callable | None:
+def mlp_block(x: Tensor, norms: Sequence[nn.Module],
+              dropouts: Sequence[nn.Module]) -> Callable | None:
     """A function for x (N, C) through norm, ReLU and dropout, in training.
 
     x holds the columns of one network or of several side by side, each with its norm and dropout.
@@ -57,7 +59,7 @@ def blocks() -> ModuleType:
 
 
 def suits(x: Tensor, norm: nn.Module) -> bool:
-    """A tensor that a kernel can index, on this process's GPU, and a norm with float32 parameters."""
+    """Whether a kernel can take x, on this process's GPU, and the norm's parameters, in float32."""
     return (x.device.type == DEVICE and x.dtype in TOLERANCE and 0 < x.numel() < 2 ** 31
             and (DEVICE == "cpu" or x.get_device() == torch.cuda.current_device())
             and isinstance(norm, BatchNorm) and not norm.detach_statistics and eager()
@@ -98,9 +100,10 @@ def difference(kind: str, dtype: torch.dtype, device: torch.device) -> str:
     uniform, seed = torch.rand(*shape[:2], *rest, generator=random), torch.tensor([2 ** 40 + 7])
     mask = kept_by_value(seed, p, shape) if kind == "pool by value" else uniform < 1 - p
     constants = on(torch.tensor([[EPS], [1 - p]]).expand(2, C).contiguous())
-    ours = {"columns": lambda *own: blocks().NormRelu.apply(*own, *constants, on(uniform), C),
-            "pool": lambda *own: blocks().NormReluPool.apply(*own, EPS, p, on(mask).to(dtype), None),
-            "pool by value": lambda *own: blocks().NormReluPool.apply(*own, EPS, p, None, on(seed))}
+    function, others = {
+        "columns": (blocks().NormRelu, (*constants, on(uniform), C)),
+        "pool": (blocks().NormReluPool, (EPS, p, on(mask).to(dtype), None)),
+        "pool by value": (blocks().NormReluPool, (EPS, p, None, on(seed)))}[kind]
 
     def definition(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
         y, mean, variance = batch_norm_in_training(x, weight, bias, EPS)
@@ -109,7 +112,7 @@ def difference(kind: str, dtype: torch.dtype, device: torch.device) -> str:
 
     expected = step(definition, x.double(), weight.double(), bias.double())
     dense = x.contiguous(memory_format=torch.channels_last) if rest else x
-    found = step(ours[kind], on(dense), on(weight), on(bias))
+    found = step(lambda *own: function.apply(*own, *others), on(dense), on(weight), on(bias))
     if kind == "pool":
         statistics = [expected["mean"].float(), expected["variance"].float()]
         plain = batch_norm(x.double(), *statistics, weight, bias, EPS)

@@ -1,9 +1,9 @@
 """Batch normalization, ReLU, dropout and MaxPool in Triton kernels, of both networks.
 
-A CNN's x has shape (N, C, H, W) in channels_last order, so the C values of one pixel lie side by side.
-As in fast/blocks.py, x is read once forward, for statistics and pooling, and once backward; all else
+A CNN's x has shape (N, C, H, W) in channels_last order: the C values of a pixel lie side by side. As
+in fast/blocks.py, x is read once forward, for statistics and pooling, and once backward; all else
 touches the quarter that MaxPool keeps. An MLP's x, (N, C), is small: one program takes a few columns
-of it through all steps.
+through all steps.
 
 Sums run within programs, then over programs, in an order that constants fix. There are no atomics and
 no autotuning, so a run repeats bit for bit. All arithmetic is float32, whatever x is stored in.
@@ -72,7 +72,8 @@ def normalized(x, mean, rest, r):
 @triton.jit
 def per_channel(ptr, c, own, default: tl.constexpr):
     """Weight or bias of channels c; `default` for a layer without."""
-    return tl.load(ptr + c, own, default) if ptr is not None else tl.full(c.shape, default, tl.float32)
+    nothing = tl.full(c.shape, default, tl.float32)
+    return nothing if ptr is None else tl.load(ptr + c, own, default)
 
 
 @triton.jit
@@ -112,7 +113,7 @@ def pixel(n, row, column, tap: tl.constexpr, N, H, W):
 @triton.jit(do_not_specialize=["limit", "N", "H", "W"])
 def pool_kernel(x_ptr, weight_ptr, seed_ptr, pooled_ptr, code_ptr, parts_ptr, limit, N, H, W, C,
                 PROGRAMS: tl.constexpr):
-    """x → the value of each window that ReLU and MaxPool will take, and its place; parts of statistics.
+    """x → the value of each window that MaxPool will take, and its place; parts of statistics.
 
     pooled (N, C, H // 2, W // 2): the largest value, or the smallest where weight < 0.
     code, the same shape: its place, 0 to 3; 4: dropout leaves none of the four. `limit` is the drop
@@ -171,7 +172,7 @@ def forward_kernel(pooled_ptr, code_ptr, weight_ptr, bias_ptr, stats_ptr, mask_p
                    total, size, C):
     """pooled → y = ReLU(xhat * weight + bias) * mask * factor; code becomes 4 where y is zero.
 
-    mask (N, C), of whole maps, or None; `total` windows, `size` of them in a map; factor 1 / (1 - p).
+    mask (N, C) of whole maps, or None. `total` windows, `size` of them in a map. factor 1 / (1 - p).
     """
     c, own = channels(C)
     window = tl.program_id(0) * WINDOWS + tl.arange(0, WINDOWS)
@@ -183,7 +184,8 @@ def forward_kernel(pooled_ptr, code_ptr, weight_ptr, bias_ptr, stats_ptr, mask_p
     weight, bias = per_channel(weight_ptr, c, own, 1.0), per_channel(bias_ptr, c, own, 0.0)
     y = relu(x * weight[None, :] + bias[None, :]) * tl.where(code < 4, factor, 0.0)
     if mask_ptr is not None:
-        y *= tl.load(mask_ptr + (window // size)[:, None] * C + c[None, :], inside, 0.0).to(tl.float32)
+        mask = tl.load(mask_ptr + (window // size)[:, None] * C + c[None, :], inside, 0.0)
+        y *= mask.to(tl.float32)
     tl.store(y_ptr + at, y, inside)
     tl.store(code_ptr + at, tl.where(y > 0, code, 4), inside)
 
@@ -193,7 +195,7 @@ def sums_kernel(g_ptr, pooled_ptr, code_ptr, stats_ptr, parts_ptr, factor, total
                 PROGRAMS: tl.constexpr):
     """parts (2, PROGRAMS, C) of sum(g) and sum(g * xhat), g the gradient of xhat * weight + bias.
 
-    `g_ptr` is that of y, (N, C, H // 2, W // 2). ReLU, dropout and MaxPool pass it on where code < 4.
+    `g_ptr` is that of y. ReLU, dropout and MaxPool pass it on where code < 4.
     """
     c, own = channels(C)
     mean, rest, r = read_statistics(stats_ptr, c, own, C)
@@ -251,7 +253,7 @@ def backward_kernel(x_ptr, g_ptr, code_ptr, weight_ptr, stats_ptr, sums_ptr, dx_
 
 @triton.jit(do_not_specialize=["N", "H", "W"])
 def evaluation_kernel(x_ptr, weight_ptr, bias_ptr, mean_ptr, variance_ptr, y_ptr, eps, N, H, W, C):
-    """x → y = MaxPool(ReLU((x - mean) * r * weight + bias)) by the running mean and variance (C,)."""
+    """x → y = MaxPool(ReLU((x - mean) * r * weight + bias)), of running mean and variance (C,)."""
     c, own = channels(C)
     window = tl.program_id(0) * WINDOWS + tl.arange(0, WINDOWS)
     sample, row, column, pooled, place = locate(window, N, H, W)

@@ -1,0 +1,112 @@
+"""A training step as one CUDA graph: recorded once, replayed by a single call.
+
+A small network's step is some hundred kernels of a few microseconds each, and Python takes longer to
+start them than the card to run them. A graph holds addresses, so all that changes from step to step
+lies in tensors that stay where they are: weights, moments, running statistics, the batch's indices and
+the learning rate. Random numbers go on from the generator's state, as without a graph.
+
+Nobody has run this on a card yet, so CUDA_GRAPH=1 in the environment has to ask for it.
+"""
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+Step = Callable[[Tensor], tuple[Tensor, ...]]
+
+
+def graphed(step: Step, network: nn.Module, optimizer: torch.optim.Optimizer) -> Step:
+    """`step`, or on a GPU, where the environment asks for it, the same as a graph."""
+    device = next(network.parameters()).device
+    wanted = device.type == "cuda" and os.environ.get("CUDA_GRAPH") == "1"
+    return GraphedStep(step, network, optimizer) if wanted else step
+
+
+def record(function: Callable[[], tuple[Tensor, ...]]) -> tuple[Callable, tuple[Tensor, ...]]:
+    """Capture a function: what replays it, and the tensors that then hold its results."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):  # loads kernels and takes workspaces, which must not be captured
+            function()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # others may write files
+        results = function()
+    return graph.replay, results
+
+
+class GraphedStep:
+    """Takes the place of `step(index)`, for indices of one shape.
+
+    The step is recorded at the first call; where that fails, a line says so, and `step` goes on.
+    The learning rate is that of the optimizer's groups, rounded to float32.
+    """
+
+    def __init__(self, step: Step, network: nn.Module, optimizer: torch.optim.Optimizer,
+                 record: Callable = record):
+        self.step, self.network, self.optimizer, self.record = step, network, optimizer, record
+        self.recorded = self.failed = False
+
+    def __call__(self, index: Tensor) -> tuple[Tensor, ...]:
+        if not (self.recorded or self.failed):
+            self.prepare(index)
+        if self.failed:
+            return self.step(index)
+        self.index.copy_(index)
+        for buffer, group in zip(self.rates, self.optimizer.param_groups, strict=True):
+            buffer.fill_(group["lr"])
+        self.replay()
+        return tuple(result.clone() for result in self.results)
+
+    def prepare(self, index: Tensor) -> None:
+        """Record the step, and leave weights and all else as they were."""
+        self.index = index.clone()
+        self.rates = [index.new_tensor(group["lr"], dtype=torch.float32)
+                      for group in self.optimizer.param_groups]
+        try:
+            with unchanged(self.network, self.optimizer, index.device):
+                self.replay, self.results = self.record(self.on_buffers)
+            self.recorded = True
+        except Exception as error:
+            self.failed = True
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            print(f"the step is not run as a CUDA graph, which is slower: {reason}", file=sys.stderr)
+
+    def on_buffers(self) -> tuple[Tensor, ...]:
+        """The step on the batch and at the rates in the buffers."""
+        groups = self.optimizer.param_groups
+        rates = [group["lr"] for group in groups]
+        self.optimizer._warned_capturable_if_run_uncaptured = True  # it is, in warming up
+        for group, buffer in zip(groups, self.rates, strict=True):
+            group.update(lr=buffer, capturable=True)
+        try:
+            return self.step(self.index)
+        finally:
+            for group, rate in zip(groups, rates, strict=True):
+                group.update(lr=rate, capturable=False)
+
+
+@contextlib.contextmanager
+def unchanged(network: nn.Module, optimizer: torch.optim.Optimizer,
+              device: torch.device) -> Iterator[None]:
+    """Give weights, running statistics, moments and random numbers back their values, in place."""
+    def state() -> dict:
+        moments = {(parameter, name): value for parameter, values in optimizer.state.items()
+                   for name, value in values.items()}
+        return {**network.state_dict(), **moments}
+
+    before = {key: value.clone() for key, value in state().items()}
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            yield
+    finally:
+        optimizer.zero_grad()
+        with torch.no_grad():
+            for key, value in state().items():
+                # An optimizer without steps has no moments yet; they begin at zero.
+                value.copy_(before[key]) if key in before else value.zero_()

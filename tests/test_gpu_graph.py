@@ -1,0 +1,122 @@
+"""The step as a CUDA graph: with a stand-in for the card here, with a card where there is one."""
+
+import contextlib
+import io
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from comparison import DEVICES, normal
+from fast.adam import Adam
+from fast.gpu.graph import GraphedStep, graphed, record
+from layers import BatchNorm1d, Dropout
+
+RATES = [2.0 ** -i for i in (6, 7, 5, 8)]  # exact in float32
+
+
+class Training:
+    """A little network, and steps on rows of its data at given rates."""
+
+    def __init__(self, device: str = "cpu"):
+        torch.manual_seed(0)
+        self.network = nn.Sequential(nn.Linear(6, 8), BatchNorm1d(8), nn.ReLU(), Dropout(0.5),
+                                     nn.Linear(8, 3)).to(device)
+        self.optimizer = Adam(self.network.parameters(), RATES[0], fused=True)
+        self.x, self.y = normal((40, 6), device=device), torch.arange(40, device=device) % 3
+        self.run = self.step
+
+    def step(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.network(self.x[index])
+        loss = F.cross_entropy(logits, self.y[index])
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss.detach(), (logits.argmax(1) == self.y[index]).sum()
+
+    def take(self, rates: list[float] = RATES) -> list[Tensor]:
+        """Some steps, and all that they leave."""
+        results = []
+        for i, rate in enumerate(rates):
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            index = torch.arange(i, i + 20, device=self.x.device)
+            results += self.run(index)
+        moments = [value for state in self.optimizer.state.values() for value in state.values()]
+        return [value.clone() for value in (*results, *self.network.state_dict().values(), *moments,
+                                            torch.rand(3, device=self.x.device))]
+
+
+def pretend(function):
+    """As `record`, on a CPU: capturing runs nothing, replaying runs it all on the same tensors."""
+    for _ in range(3):
+        results = function()
+    results = tuple(torch.full_like(result, -1) for result in results)
+
+    def replay():
+        for result, value in zip(results, function(), strict=True):
+            result.copy_(value)
+    return replay, results
+
+
+@pytest.mark.parametrize("device", DEVICES[:2])
+@pytest.mark.parametrize("steps_before", [0, 2])
+def test_a_graph_computes_what_the_step_does(device, steps_before):
+    """From the first step on, and from a state that has moments."""
+    plain, other = Training(device), Training(device)
+    for training in (plain, other):
+        training.take(RATES[:steps_before])
+    other.run = GraphedStep(other.step, other.network, other.optimizer,
+                            pretend if device == "cpu" else record)
+    torch.manual_seed(1)
+    expected = plain.take()
+    torch.manual_seed(1)
+    found = other.take()
+    assert other.run.recorded
+    assert len(found) == len(expected) and all(map(torch.equal, found, expected))
+    assert [group["lr"] for group in other.optimizer.param_groups] == [RATES[-1]]
+
+
+@pytest.mark.parametrize("after", [0, 2])
+def test_a_step_that_cannot_be_recorded_goes_on_without_a_graph(after):
+    """It fails at once, or after steps of warming up; a line says so, and nothing else changes."""
+    def failing(function):
+        for _ in range(after):
+            function()
+        raise RuntimeError("operation not permitted\nwhen stream is capturing")
+
+    plain, other, said = Training(), Training(), io.StringIO()
+    other.run = GraphedStep(other.step, other.network, other.optimizer, failing)
+    torch.manual_seed(1)
+    expected = plain.take()
+    torch.manual_seed(1)
+    with contextlib.redirect_stderr(said):
+        found = other.take()
+    assert all(map(torch.equal, found, expected))
+    assert len(said.getvalue().splitlines()) == 1 and "not permitted when" in said.getvalue()
+
+
+def test_results_are_not_overwritten_by_the_next_step():
+    training = Training()
+    step = GraphedStep(training.step, training.network, training.optimizer, pretend)
+    index = torch.arange(20)
+    first, *_ = step(index)
+    kept = first.clone()
+    step(index)
+    assert torch.equal(first, kept)
+
+
+def test_a_graph_is_there_on_request_and_on_a_gpu_alone(monkeypatch):
+    training = Training()
+    weight = SimpleNamespace(device=torch.device("cuda"))
+    on_gpu = SimpleNamespace(parameters=lambda: iter([weight]))
+
+    def is_graphed(network) -> bool:
+        return graphed(training.step, network, training.optimizer) != training.step
+
+    monkeypatch.delenv("CUDA_GRAPH", raising=False)
+    assert not is_graphed(on_gpu)
+    monkeypatch.setenv("CUDA_GRAPH", "1")
+    assert is_graphed(on_gpu) and not is_graphed(training.network)
