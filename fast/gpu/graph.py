@@ -43,52 +43,34 @@ def record(function: Callable[[], tuple[Tensor, ...]]) -> tuple[Callable, tuple[
 class GraphedStep:
     """Takes the place of `step(index)`, for indices of one shape.
 
-    The step is recorded at the first call; where that fails, a line says so, and `step` goes on.
-    The learning rate is that of the optimizer's groups, rounded to float32.
+    It is recorded at the first call; where that fails, a line says so, and `step` goes on. The
+    optimizer is capturable, and its learning rate a tensor that is filled in place.
     """
 
     def __init__(self, step: Step, network: nn.Module, optimizer: torch.optim.Optimizer,
                  record: Callable = record):
         self.step, self.network, self.optimizer, self.record = step, network, optimizer, record
-        self.recorded = self.failed = False
+        self.index: Tensor | None = None
+        self.replay: Callable | None = None  # stays None where recording fails
 
     def __call__(self, index: Tensor) -> tuple[Tensor, ...]:
-        if not (self.recorded or self.failed):
-            self.prepare(index)
-        if self.failed:
+        if self.index is None:
+            self.index = index.clone()
+            self.prepare()
+        if self.replay is None:
             return self.step(index)
         self.index.copy_(index)
-        for buffer, group in zip(self.rates, self.optimizer.param_groups, strict=True):
-            buffer.fill_(group["lr"])
         self.replay()
         return tuple(result.clone() for result in self.results)
 
-    def prepare(self, index: Tensor) -> None:
-        """Record the step, and leave weights and all else as they were."""
-        self.index = index.clone()
-        self.rates = [index.new_tensor(group["lr"], dtype=torch.float32)
-                      for group in self.optimizer.param_groups]
+    def prepare(self) -> None:
+        """Record the step on the index buffer, and leave weights and all else as they were."""
         try:
-            with unchanged(self.network, self.optimizer, index.device):
-                self.replay, self.results = self.record(self.on_buffers)
-            self.recorded = True
+            with unchanged(self.network, self.optimizer, self.index.device):
+                self.replay, self.results = self.record(lambda: self.step(self.index))
         except Exception as error:
-            self.failed = True
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-            print(f"the step is not run as a CUDA graph, which is slower: {reason}", file=sys.stderr)
-
-    def on_buffers(self) -> tuple[Tensor, ...]:
-        """The step on the batch and at the rates in the buffers."""
-        groups = self.optimizer.param_groups
-        rates = [group["lr"] for group in groups]
-        self.optimizer._warned_capturable_if_run_uncaptured = True  # it is, in warming up
-        for group, buffer in zip(groups, self.rates, strict=True):
-            group.update(lr=buffer, capturable=True)
-        try:
-            return self.step(self.index)
-        finally:
-            for group, rate in zip(groups, rates, strict=True):
-                group.update(lr=rate, capturable=False)
+            print(f"a step is not run as a CUDA graph, which is slower: {reason}", file=sys.stderr)
 
 
 @contextlib.contextmanager
