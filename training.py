@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fast.adam import Adam
+from fast.gpu.graph import GraphedStep, wants_graph
 from load_data import Data, Split
 from store.images import augmented, evaluation_batches, take
 from store.settings import Settings
@@ -45,8 +46,12 @@ class Trainer:
         self.network.to(device, memory_format=torch.channels_last)
         if settings.compile:
             self.network.compile()
-        self.optimizer = Adam(self.network.parameters(), settings.learning_rate, fused=True,
+        on_gpu = device.type == "cuda"  # there the rate is a tensor: a graph knows it by its place
+        rate = torch.tensor(settings.learning_rate, device=device) if on_gpu else settings.learning_rate
+        self.optimizer = Adam(self.network.parameters(), rate, fused=True, capturable=on_gpu,
                               weight_decay=settings.weight_decay, decoupled_weight_decay=True)
+        if wants_graph(device):
+            self.step = GraphedStep(self.step, self.network, self.optimizer)
         self.rows: list[dict] = []
         self.best: dict = {}
         self.best_weights: dict[str, Tensor] = {}
@@ -100,8 +105,9 @@ class Trainer:
 
     def set_learning_rate(self, step: int) -> None:
         progress = (self.epoch + step / self.steps) / self.settings.num_epochs
+        rate = self.settings.learning_rate * schedule(self.settings.schedule, progress)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.learning_rate * schedule(self.settings.schedule, progress)
+            group["lr"] = group["lr"].fill_(rate) if isinstance(group["lr"], Tensor) else rate
 
     def end_epoch(self, measured: dict[str, tuple[Tensor, Tensor]], start: float) -> dict:
         """The row of an epoch begun at `start`, from losses and right answers of each split."""

@@ -1,8 +1,9 @@
-"""Which function computes a block of the CNN: decided here, for every device.
+"""Which function computes a network's block: decided here, for every device.
 
-A block is MaxPool(dropout(ReLU(norm(x)))). A function may take its modules' place only where nobody
-could tell: for exactly the classes of layers/ as they were written, with no hook on them. All else,
-a subclass, PyTorch's own layer, a pruned or observed one, is called as a module.
+A CNN's block is MaxPool(dropout(ReLU(norm(x)))), an MLP's dropout(ReLU(norm(x))). A function may take
+the modules' place only where nobody could tell: for exactly the classes of layers/ as they were
+written, with no hook on them. All else, a subclass, PyTorch's own layer, a pruned or observed one, is
+called as a module.
 """
 
 from collections.abc import Callable
@@ -12,22 +13,33 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from fast.blocks import drop_rate, norm_relu_dropout_pool
-from layers import BatchNorm2d, Dropout, Dropout2d
+from fast.gpu.guard import cnn_block, mlp_block
+from layers import BatchNorm1d, BatchNorm2d, Dropout, Dropout2d
 from layers.functional import eager
 
 # A layer acts through these two; anyone may put something else in their place.
 ORIGINAL = {kind: (kind.__call__, kind.forward)
-            for kind in (BatchNorm2d, Dropout, Dropout2d, nn.Identity)}
+            for kind in (BatchNorm1d, BatchNorm2d, Dropout, Dropout2d, nn.Identity)}
 
 
 def faster(x: Tensor, norm: nn.Module, dropout: nn.Module) -> Callable | None:
-    """A function of x, norm and dropout that gives the block's numbers sooner; None: call them."""
-    if (type(x) is not Tensor or x.dim() != 4 or not (untouched(norm) and untouched(dropout))
-            or getattr(dropout, "inplace", False)):
+    """A function of x, norm and dropout that gives a CNN's block sooner; None: call them."""
+    if x.dim() != 4 or not ours(x, norm, dropout):
         return None
     if fuses(x, norm, dropout):
         return norm_relu_dropout_pool
-    return pool_early
+    return cnn_block(x, norm, dropout) or pool_early
+
+
+def faster_hidden(x: Tensor, norm: nn.Module, dropout: nn.Module) -> Callable | None:
+    """A function of x, [norm] and [dropout] that gives an MLP's block sooner; None: call them."""
+    return mlp_block(x, [norm], [dropout]) if ours(x, norm, dropout) else None
+
+
+def ours(x: Tensor, norm: nn.Module, dropout: nn.Module) -> bool:
+    """Whether nothing is there but a tensor and our own modules."""
+    return (type(x) is Tensor and untouched(norm) and untouched(dropout)
+            and not getattr(dropout, "inplace", False))
 
 
 def untouched(module: nn.Module) -> bool:

@@ -9,6 +9,7 @@ formulas, derivatives, and the switch between training and evaluation.
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fast.choice import faster_hidden
 from fast.linear import Linear
 from layers import BatchNorm1d, Dropout
 
@@ -31,8 +32,9 @@ class MLP(nn.Module):
 
     def after_linear1(self, x: Tensor) -> Tensor:
         """The rest, for N x `hidden_size`: fast/side_by_side.py computes linear1 of several MLPs."""
-        x = self.dropout(F.relu(self.norm(x)))
-        return self.linear2(x)
+        if (function := faster_hidden(x, self.norm, self.dropout)) is not None:
+            return self.linear2(function(x, [self.norm], [self.dropout]))
+        return self.linear2(self.dropout(F.relu(self.norm(x))))
 
 
 def build(settings, num_classes: int = 10) -> MLP:

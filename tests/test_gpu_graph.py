@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ from comparison import DEVICES, normal
 from torch import Tensor, nn
 
 from fast.adam import Adam
-from fast.gpu.graph import GraphedStep, graphed, record
+from fast.gpu.graph import GraphedStep, record, wants_graph
 from layers import BatchNorm1d, Dropout
 
 RATES = [0.01, 0.02, 0.005, 0.01]
@@ -109,14 +108,8 @@ def test_results_are_not_overwritten_by_the_next_step():
 
 
 def test_a_graph_is_there_on_request_and_on_a_gpu_alone(monkeypatch):
-    training = Training()
-    weight = SimpleNamespace(device=torch.device("cuda"))
-    on_gpu = SimpleNamespace(parameters=lambda: iter([weight]))
-
-    def is_graphed(network) -> bool:
-        return graphed(training.step, network, training.optimizer) != training.step
-
+    cuda, cpu = torch.device("cuda"), torch.device("cpu")
     monkeypatch.delenv("CUDA_GRAPH", raising=False)
-    assert not is_graphed(on_gpu)
+    assert not wants_graph(cuda)
     monkeypatch.setenv("CUDA_GRAPH", "1")
-    assert is_graphed(on_gpu) and not is_graphed(training.network)
+    assert wants_graph(cuda) and not wants_graph(cpu)

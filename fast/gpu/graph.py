@@ -19,11 +19,8 @@ from torch import Tensor, nn
 Step = Callable[[Tensor], tuple[Tensor, ...]]
 
 
-def graphed(step: Step, network: nn.Module, optimizer: torch.optim.Optimizer) -> Step:
-    """`step`, or on a GPU, where the environment asks for it, the same as a graph."""
-    device = next(network.parameters()).device
-    wanted = device.type == "cuda" and os.environ.get("CUDA_GRAPH") == "1"
-    return GraphedStep(step, network, optimizer) if wanted else step
+def wants_graph(device: torch.device) -> bool:
+    return device.type == "cuda" and os.environ.get("CUDA_GRAPH") == "1"
 
 
 def record(function: Callable[[], tuple[Tensor, ...]]) -> tuple[Callable, tuple[Tensor, ...]]:
