@@ -30,7 +30,7 @@ POOL = ([2, 2], [2, 2], [0, 0], [1, 1], False)  # window, stride, padding, dilat
 
 def drop_rate(dropout: nn.Module) -> float:
     """The probability with which it drops now."""
-    return 0.0 if type(dropout) is nn.Identity or not dropout.training else dropout.p
+    return 0.0 if type(dropout) is nn.Identity else dropout.rate()
 
 
 def norm_relu_dropout_pool(x: Tensor, norm: BatchNorm2d, dropout: nn.Module) -> Tensor:
@@ -73,8 +73,8 @@ class NormReluPool(torch.autograd.Function):
     def forward(ctx, x: Tensor, weight: Tensor | None, bias: Tensor | None, p: float, whole_maps: bool, eps: float):
         sign = signs(weight, x)
         shape = (x.size(0), x.size(1), x.size(2) // 2, x.size(3) // 2)
-        pooled = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
-        chosen = torch.empty(shape, dtype=torch.int64, memory_format=torch.channels_last)
+        pooled = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+        chosen = torch.empty_like(pooled, dtype=torch.int64)
         by_value = p > 0 and not whole_maps
         mask = torch.empty_like(pooled) if by_value else kept(x, p, torch.Size([*shape[:2], 1, 1]))
         sums = ShiftedSums(x)
@@ -105,10 +105,11 @@ class NormReluPool(torch.autograd.Function):
     @staticmethod
     def backward(ctx, g: Tensor, *_):
         x, weight, bias, mean, r, scale, pooled, chosen, y = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            normalized, *_ = batch_norm_in_training(x, weight, bias, ctx.eps)
-            largest = normalized.flatten(2).gather(2, chosen.flatten(2)).view_as(y)
-            return *differentiate(largest * (y > 0) * ctx.factor, (x, weight, bias), g), None, None, None
+        if torch.is_grad_enabled() or torch._C._functorch.is_legacy_batchedtensor(g):
+            with torch.enable_grad():
+                normalized, *_ = batch_norm_in_training(x, weight, bias, ctx.eps)
+                largest = normalized.flatten(2).gather(2, chosen.flatten(2)).view_as(y)
+                return *differentiate(largest * (y > 0) * ctx.factor, (x, weight, bias), g), None, None, None
         # Zero where ReLU or dropout made y zero. What is kept is divided by 1 - p: `factor`, which `scale` contains.
         g = g.contiguous(memory_format=torch.channels_last)  # after the last block the linear layer's gradient is not
         g = torch.ops.aten.threshold_backward(g, y, 0)

@@ -1,23 +1,23 @@
 """Batch normalization and dropout: the mathematics, written once, for both networks.
 
-    functional.py   batch_statistics, batch_norm, dropout: the definitions, in plain tensor operations
-    normalize.py    Normalize: batch normalization in training with its derivative written out by hand
-    modules.py      BatchNorm1d, BatchNorm2d, Dropout, Dropout2d: drop-in replacements for PyTorch's modules
+    functional.py   the definitions in plain tensor operations: batch_statistics, batch_norm, dropout
+    normalize.py    Normalize: batch normalization in training, its derivative written out by hand
+    modules.py      BatchNorm1d, BatchNorm2d, Dropout, Dropout2d: PyTorch's modules, written here
 
 A module does one thing in training and another in evaluation, switched by `self.training`:
 
                     training                                     evaluation
-    BatchNorm       the batch's mean and variance; tracks them   the tracked (running) mean and variance
+    BatchNorm       the batch's mean and variance; tracks them   the tracked mean and variance
     Dropout         drops each value with probability p          nothing
     Dropout2d       drops each feature map with probability p    nothing
 
-The definitions are what all else is tested against. Training uses Normalize, or a function of fast/ that gives the same
-numbers sooner; evaluation, compilers and the transforms of torch.func use the definitions.
+Tests hold everything else against the definitions. Training uses Normalize, or a function of fast/
+that gives the same numbers sooner; compilers and the transforms of torch.func get the definitions.
 """
 
 from layers.functional import batch_norm, batch_norm_in_training, batch_statistics, dropout
 from layers.modules import BatchNorm, BatchNorm1d, BatchNorm2d, Dropout, Dropout2d
 from layers.normalize import Normalize
 
-__all__ = ["BatchNorm", "BatchNorm1d", "BatchNorm2d", "Dropout", "Dropout2d", "Normalize", "batch_norm",
-           "batch_norm_in_training", "batch_statistics", "dropout"]
+__all__ = ["BatchNorm", "BatchNorm1d", "BatchNorm2d", "Dropout", "Dropout2d", "Normalize",
+           "batch_norm", "batch_norm_in_training", "batch_statistics", "dropout"]

@@ -18,19 +18,19 @@ def all_but_channels(x: Tensor) -> list[int]:
 def batch_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance, shapes (C,), of each channel of `x`, shape (N, C, ...).
 
-    The mean is subtracted before squaring. E[x^2] - E[x]^2 would need one pass less, but with a large mean
-    the two terms agree in all their digits, and nothing of the variance is left.
+    The mean is subtracted before squaring. E[x^2] - E[x]^2 would save a pass, but when the mean is
+    large, both terms share all their digits, and nothing of the variance is left.
     """
     dims = all_but_channels(x)
     mean = x.mean(dims, keepdim=True)
     return mean.flatten(), (x - mean).square().mean(dims)
 
 
-def batch_norm(x: Tensor, mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None,
-               eps: float) -> Tensor:
-    """(x - mean) / sqrt(variance + eps) * weight + bias for each channel: Ioffe and Szegedy 2015, algorithm 1.
+def batch_norm(x: Tensor, mean: Tensor, variance: Tensor, weight: Tensor | None,
+               bias: Tensor | None, eps: float) -> Tensor:
+    """(x - mean) / sqrt(variance + eps) * weight + bias: Ioffe and Szegedy 2015, algorithm 1.
 
-    `x` and the result have the shape (N, C, ...), all the others (C,). Half precision is computed in float32.
+    `x` is (N, C, ...), as the result, all else (C,). Half precision is computed in float32.
     """
     mean, variance = mean.to(accumulator(x)), variance.to(accumulator(x))
     scale = torch.rsqrt(variance + eps)
@@ -44,7 +44,7 @@ def batch_norm(x: Tensor, mean: Tensor, variance: Tensor, weight: Tensor | None,
 
 def batch_norm_in_training(x: Tensor, weight: Tensor | None, bias: Tensor | None,
                            eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """`batch_norm` with the `batch_statistics` of `x` itself; returns the result, mean and variance."""
+    """`batch_norm` with the `batch_statistics` of `x` itself; returns the result and these."""
     mean, variance = batch_statistics(x.to(accumulator(x)))
     return batch_norm(x, mean, variance, weight, bias, eps), mean, variance
 
@@ -52,12 +52,9 @@ def batch_norm_in_training(x: Tensor, weight: Tensor | None, bias: Tensor | None
 def dropout(x: Tensor, p: float, shape: torch.Size) -> Tensor:
     """Set values of `x` to zero with probability `p` and divide the others by 1 - p.
 
-    Every value keeps its expectation, so that evaluation has nothing to do. (Srivastava et al. 2014 scale in
-    evaluation instead; this "inverted" form is today's usual one.) `shape` is that of the mask: with ones in
-    it, all values along those dimensions are dropped or kept together.
+    Every value keeps its expectation, so evaluation has nothing to do (Srivastava et al. 2014 scale
+    there instead). `shape` is the mask's: along a dimension of 1 in it values fall together.
     """
-    if p == 0:
-        return x
     return x * kept(x, p, shape).div_(1 - p) if p < 1 else x * 0
 
 
@@ -67,11 +64,13 @@ def kept(x: Tensor, p: float, shape: torch.Size) -> Tensor:
     if p in (0, 1):
         return mask.fill_(1 - p)
     if x.device.type == "cpu" and 0.001 < p < 0.999 and eager():
-        # A CPU draws random bits seven times faster than bernoulli_ draws its values: 16 of them decide over
-        # one value, which keeps the rate to within 1 / 131072, too coarse for a rate near 0 or 1.
-        bits = torch.empty(mask.numel() // 4 + 1, dtype=torch.int64, device="cpu").random_(-(2 ** 63), None)
+        # A CPU draws bits seven times faster than bernoulli_ draws values. 16 bits decide over one
+        # value: the rate is right to 1 / 131072, which is too coarse for a rate near 0 or 1.
+        words = mask.numel() // 4 + 1
+        bits = torch.empty(words, dtype=torch.int64, device="cpu").random_(-(2 ** 63), None)
         bits = bits.view(torch.int16).as_strided(mask.shape, mask.stride())
-        return mask.copy_(bits.lt_(round((1 - p) * 65536) - 32768))  # in place is vectorized, to bool is not
+        bits = bits.lt_(round((1 - p) * 65536) - 32768)  # in place: vectorized, to bool is not
+        return mask.copy_(bits)
     return mask.bernoulli_(1 - p)
 
 
@@ -81,6 +80,6 @@ def accumulator(x: Tensor) -> torch.dtype:
 
 
 def eager() -> bool:
-    """Whether operators just run: under no compiler, tracer, transform of torch.func or forward-mode derivative."""
+    """Whether operators just run, under no compiler, tracer, torch.func or forward-mode AD."""
     return not (torch.compiler.is_compiling() or torch.jit.is_tracing()
                 or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0)

@@ -1,69 +1,68 @@
-"""The modules: definitions with parameters, running statistics, and a switch between training and evaluation."""
+"""The modules: parameters, running statistics, and a switch between training and evaluation.
+
+Each takes the place of torch.nn's module of its name, but is no subclass of it: tools that search
+by class (torch.optim.swa_utils.update_bn, nn.SyncBatchNorm.convert_sync_batchnorm) do not see it.
+torch.compile, torch.export and torch.func work. torch.jit.script raises RuntimeError, and
+torch.fx.symbolic_trace TraceError, unless its tracer takes the modules for leaves.
+"""
 
 import torch
 from torch import Tensor, nn
 
-from layers.functional import accumulator, batch_norm, batch_norm_in_training, batch_statistics, dropout, eager
+from layers.functional import (accumulator, batch_norm, batch_norm_in_training, batch_statistics,
+                               dropout, eager)
 from layers.normalize import Normalize
 
 
 class BatchNorm(nn.Module):
-    """Batch normalization of (N, C, ...) over all dimensions but C; the base of BatchNorm1d and BatchNorm2d.
+    """Batch normalization of (N, C, ...) over all dimensions but C.
 
-        training:     y = (x - mean(x)) / sqrt(var(x) + eps) * weight + bias
-                      running_mean <- (1 - momentum) * running_mean + momentum * mean(x)
-                      running_var  <- (1 - momentum) * running_var  + momentum * var(x) * n / (n - 1)
-        evaluation:   y = (x - running_mean) / sqrt(running_var + eps) * weight + bias
+        training:    y = (x - mean(x)) / sqrt(var(x) + eps) * weight + bias
+                     running_mean <- (1 - momentum) * running_mean + momentum * mean(x)
+                     running_var  <- (1 - momentum) * running_var + momentum * var(x) * n / (n - 1)
+        evaluation:  y = (x - running_mean) / sqrt(running_var + eps) * weight + bias
 
-    n is the number of values per channel, var the biased variance. The batch is what it is, so it is
-    normalized by its own, biased, variance; the running variance stands for all data, of which the batch is
-    a sample, and so it follows the unbiased estimate, var * n / (n - 1).
-
-    The running statistics are buffers: part of the state_dict, but no parameters, so no gradient step moves
-    them. Why evaluation must not use the batch's statistics: a prediction would depend on what other images
-    happen to be in the batch.
-
-    Derivatives of any order come from torch.autograd; the transforms of torch.func are not supported.
+    var is the biased variance of a channel's n values, which normalizes them. The running variance
+    stands for all data, of which a batch is a sample, so it follows the unbiased estimate. Running
+    statistics are buffers: in the state_dict, but moved by no gradient. Evaluation uses them, as a
+    prediction must not depend on the other images of its batch.
 
     Args:
         num_features: C
         eps: added to the variance, so that a constant channel does not divide by zero
-        momentum: weight of the newest batch in the running statistics; None: their plain average so far
+        momentum: weight of the newest batch in the running statistics; None: their plain average
         affine: learn weight and bias, initially 1 and 0
-        track_running_stats: keep running statistics; without them evaluation uses the batch's as well
+        track_running_stats: keep running statistics; else evaluation uses the batch's as well
         bias: with affine, learn the bias
-        detach_statistics: mean and variance count as constants in the derivative, for a study; the usual
-            layer backpropagates through them
+        detach_statistics: mean and variance count as constants in the derivative, for a study
 
     Raises:
-        ValueError: `x` has the wrong number of dimensions, or just one value per channel where the batch's
-            statistics are used; `eps` is not positive (in evaluation 0 will do)
-        RuntimeError: `x` has another number of channels than `num_features`; without weight and running
-            statistics there is nothing that it would have to fit, and any number will do
+        ValueError: wrong number of dimensions; one value per channel where the batch's statistics
+            are used; `eps` not positive (0 will do in evaluation)
+        RuntimeError: number of channels or dtype do not fit the parameters or running statistics
+        NotImplementedError: integers, booleans or complex numbers
     """
 
-    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1, affine: bool = True,
-                 track_running_stats: bool = True, device=None, dtype=None, *, bias: bool = True,
-                 detach_statistics: bool = False):
+    dimensions: tuple[int, ...]  # that an input may have
+    _version = 2  # of its state_dict, as in PyTorch: num_batches_tracked came with 2
+
+    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1,
+                 affine: bool = True, track_running_stats: bool = True, device=None, dtype=None, *,
+                 bias: bool = True, detach_statistics: bool = False):
         super().__init__()
-        self.num_features = num_features
-        self.eps = eps
-        self.momentum = momentum
-        self.affine = affine
-        self.track_running_stats = track_running_stats
+        self.num_features, self.eps, self.momentum = num_features, eps, momentum
+        self.affine, self.track_running_stats = affine, track_running_stats
         self.detach_statistics = detach_statistics
 
-        def parameter(wanted: bool) -> nn.Parameter | None:
-            return nn.Parameter(torch.empty(num_features, device=device, dtype=dtype)) if wanted else None
+        def empty(wanted: bool, *shape: int, dtype=dtype) -> Tensor | None:
+            return torch.empty(shape, device=device, dtype=dtype) if wanted else None
 
-        def buffer(dtype, shape) -> Tensor | None:
-            return torch.empty(shape, device=device, dtype=dtype) if track_running_stats else None
-
-        self.register_parameter("weight", parameter(affine))
-        self.register_parameter("bias", parameter(affine and bias))
-        self.register_buffer("running_mean", buffer(dtype, num_features))
-        self.register_buffer("running_var", buffer(dtype, num_features))
-        self.register_buffer("num_batches_tracked", buffer(torch.long, ()))
+        for name, wanted in (("weight", affine), ("bias", affine and bias)):
+            values = empty(wanted, num_features)
+            self.register_parameter(name, None if values is None else nn.Parameter(values))
+        self.register_buffer("running_mean", empty(track_running_stats, num_features))
+        self.register_buffer("running_var", empty(track_running_stats, num_features))
+        self.register_buffer("num_batches_tracked", empty(track_running_stats, dtype=torch.long))
         self.reset_parameters()
 
     def reset_running_stats(self) -> None:
@@ -79,14 +78,12 @@ class BatchNorm(nn.Module):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
-    def check_dimensions(self, x: Tensor) -> None:
-        """Raise ValueError unless `x` has a number of dimensions that the layer takes."""
-        raise NotImplementedError
-
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
+        x = input  # PyTorch's name for it
         self.check_input(x)
         if not self.uses_batch_statistics():
-            return batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, self.eps)
+            return batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias,
+                              self.eps)
         if x.numel() == 0:
             mean, variance = torch.zeros_like(x[:1].sum()).expand(2, x.size(1))
             y = batch_norm(x, mean, variance, self.weight, self.bias, self.eps)
@@ -103,73 +100,88 @@ class BatchNorm(nn.Module):
         return self.training or self.running_mean is None
 
     def check_input(self, x: Tensor) -> None:
-        self.check_dimensions(x)
+        """Raise the errors that the class names, before anything is tracked."""
+        if x.dim() not in self.dimensions:
+            allowed = " or ".join(f"{n}D" for n in self.dimensions)
+            raise ValueError(f"expected {allowed} input (got {x.dim()}D input)")
         if self.uses_batch_statistics() and x.numel() == x.size(1):
-            raise ValueError(f"Expected more than 1 value per channel when training, got input size {x.shape}")
+            raise ValueError(f"Expected more than 1 value per channel when training, got {x.shape}")
         if self.eps < 0 or self.training and self.eps == 0:
-            raise ValueError(f"batch_norm eps must be positive, in evaluation at least 0, but got {self.eps}")
-        per_feature = self.running_mean if self.weight is None else self.weight
-        if per_feature is not None and x.size(1) != self.num_features:
-            raise RuntimeError(f"expected {self.num_features} channels (got input of shape {tuple(x.shape)})")
+            raise ValueError(f"eps must be positive, in evaluation at least 0, but got {self.eps}")
+        if not x.is_floating_point():
+            raise NotImplementedError(f"batch_norm takes floating-point numbers, not {x.dtype}")
+        if (self.running_mean is None) != (self.running_var is None):
+            raise ValueError("running_mean and running_var must both be None or neither")
+        for each in (self.weight, self.bias, self.running_mean, self.running_var):
+            if each is not None and each.shape != (x.size(1),):
+                raise RuntimeError(f"expected {len(each)} channels (got shape {tuple(x.shape)})")
+            if each is not None and each.dtype not in (x.dtype, accumulator(x)):
+                raise RuntimeError(f"mixed dtype: {x.dtype} in a layer with {each.dtype}")
 
     @torch.no_grad()
     def track(self, mean: Tensor, variance: Tensor, n: int) -> None:
         """Move the running statistics towards those of a batch with `n` values per channel."""
         if not (self.training and self.track_running_stats):
             return
-        self.num_batches_tracked.add_(1)
+        momentum, count = self.momentum, self.num_batches_tracked
+        if count is not None:
+            count.add_(1)
         if n == 0 or self.running_mean is None:
             return  # nothing was seen, or nobody wants to know
-        momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        if momentum is None:  # average over all batches; without their count, stand still
+            momentum = 0 if count is None else 1 / float(count)
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
-        self.running_var.lerp_((variance * (n / (n - 1))).to(self.running_var.dtype), momentum)
+        unbiased = variance * (n / (n - 1))
+        self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *others) -> None:
+        count = self.num_batches_tracked
+        if count is not None and local_metadata.get("version", 1) < 2:  # saved without a count
+            count = torch.zeros_like(count, device="cpu") if count.is_meta else count
+            state_dict.setdefault(prefix + "num_batches_tracked", count)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *others)
 
     def extra_repr(self) -> str:
-        return (f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, affine={self.affine}, "
-                f"bias={self.bias is not None}, track_running_stats={self.track_running_stats}"
+        return (f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, "
+                f"affine={self.affine}, bias={self.bias is not None}, "
+                f"track_running_stats={self.track_running_stats}"
                 + self.detach_statistics * ", detach_statistics=True")
 
 
 class BatchNorm1d(BatchNorm):
-    """Batch normalization of (N, C), or of (N, C, L) over N and L: normalizes each of C features.
+    """Batch normalization of (N, C), or of (N, C, L) over N and L: normalizes each feature."""
 
-    A drop-in replacement for torch.nn.BatchNorm1d; see BatchNorm for formulas and arguments.
-    """
-
-    def check_dimensions(self, x: Tensor) -> None:
-        if x.dim() not in (2, 3):
-            raise ValueError(f"expected 2D or 3D input (got {x.dim()}D input)")
+    dimensions = (2, 3)
 
 
 class BatchNorm2d(BatchNorm):
-    """Batch normalization of (N, C, H, W) over N, H and W: normalizes each of C feature maps.
+    """Batch normalization of (N, C, H, W) over N, H and W: normalizes each feature map."""
 
-    A drop-in replacement for torch.nn.BatchNorm2d; see BatchNorm for formulas and arguments.
-    """
-
-    def check_dimensions(self, x: Tensor) -> None:
-        if x.dim() != 4:
-            raise ValueError(f"expected 4D input (got {x.dim()}D input)")
+    dimensions = (4,)
 
 
 class Dropout(nn.Module):
-    """In training, drop each value with probability `p` and divide the others by 1 - p; else do nothing.
+    """In training, drop each value with probability `p` and divide the others by 1 - p.
 
-    Takes any shape. Raises ValueError unless 0 <= p <= 1.
+    Takes any shape and returns it. Raises ValueError unless 0 <= p <= 1, whenever p was set.
     """
 
     def __init__(self, p: float = 0.5, inplace: bool = False):
         super().__init__()
-        if not 0 <= p <= 1:
-            raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")
-        self.p = p
-        self.inplace = inplace
+        self.p, self.inplace = p, inplace
+        self.rate()
 
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            return x
-        y = dropout(x, self.p, self.mask_shape(x))
-        return x.copy_(y) if self.inplace else y
+    def rate(self) -> float:
+        """The probability with which it drops now: 0 in evaluation."""
+        if not 0 <= self.p <= 1:
+            raise ValueError(f"dropout probability has to be between 0 and 1, but got {self.p}")
+        return float(self.p) if self.training else 0.0
+
+    def forward(self, input: Tensor) -> Tensor:
+        if (p := self.rate()) == 0:
+            return input
+        y = dropout(input, p, self.mask_shape(input))
+        return input.copy_(y) if self.inplace else y
 
     def mask_shape(self, x: Tensor) -> torch.Size:
         return x.shape
@@ -179,12 +191,13 @@ class Dropout(nn.Module):
 
 
 class Dropout2d(Dropout):
-    """In training, drop whole feature maps of (N, C, H, W) with probability `p` (Tompson et al. 2015).
+    """In training, drop whole feature maps of (N, C, H, W) with probability `p`.
 
-    Neighbouring values of a feature map tell nearly the same, so dropping some of them one by one hides little.
+    Neighbouring values of a map tell nearly the same, so dropping single ones hides little
+    (Tompson et al. 2015).
     """
 
     def mask_shape(self, x: Tensor) -> torch.Size:
         if x.dim() < 2:
-            raise RuntimeError(f"Dropout2d takes inputs with at least 2 dimensions (got {x.dim()})")
+            raise RuntimeError(f"Dropout2d needs at least 2 dimensions (got {x.dim()})")
         return torch.Size([*x.shape[:2], *[1] * (x.dim() - 2)])

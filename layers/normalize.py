@@ -7,16 +7,16 @@ from layers.functional import accumulator, all_but_channels, batch_norm_in_train
 
 
 class Normalize(torch.autograd.Function):
-    """`batch_norm_in_training`, with its derivative written out: fewer passes over memory than one found step by step.
+    """`batch_norm_in_training` in fewer passes over memory than autograd would make.
 
-    With xhat = (x - mean) * r, r = 1 / sqrt(variance + eps), y = xhat * weight + bias and the gradient g of y,
-    over the n values of a channel:
+    With xhat = (x - mean) * r, r = 1 / sqrt(variance + eps), y = xhat * weight + bias and the
+    gradient g of y, over the n values of a channel:
 
         d bias = sum(g)        d weight = sum(g * xhat)
         d x = weight * r * (g - sum(g) / n - xhat * sum(g * xhat) / n)
 
-    The last two terms are there because mean and variance depend on x too: a gradient that would shift or
-    scale the whole channel has no effect and is taken out.
+    The last two terms are there because mean and variance depend on x too: a gradient that would
+    shift or scale the whole channel has no effect and is taken out.
     """
 
     @staticmethod
@@ -40,27 +40,28 @@ class Normalize(torch.autograd.Function):
     @staticmethod
     def backward(ctx, g: Tensor, *_):
         x, weight, bias, mean, r, scale = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            return *differentiate(batch_norm_in_training(x, weight, bias, ctx.eps)[0], (x, weight, bias), g), None
+        if torch.is_grad_enabled():  # a second derivative is wanted (create_graph=True)
+            y, *_ = batch_norm_in_training(x, weight, bias, ctx.eps)
+            return *differentiate(y, (x, weight, bias), g), None
         dims, n = all_but_channels(x), x.numel() // x.size(1)
         d, g = x.to(mean.dtype) - mean, g.to(mean.dtype)
         sum_g, sum_gxhat = g.sum(dims, keepdim=True), (g * d).sum(dims, keepdim=True) * r
         share = -scale / n
-        dx = torch.addcmul(share * sum_g, d, share * sum_gxhat * r)  # what runs through mean and variance
+        dx = torch.addcmul(share * sum_g, d, share * sum_gxhat * r)  # through mean and variance
         dx.addcmul_(g, scale)
         return dx.to(x.dtype), *parameter_gradients(weight, bias, sum_g, sum_gxhat), None
 
 
 def differentiate(y: Tensor, inputs: tuple[Tensor | None, ...], g: Tensor) -> list[Tensor | None]:
-    """The gradients of `inputs`, left to PyTorch, so that they can be differentiated once more.
-
-    A backward function runs with gradients enabled when a second derivative is wanted (create_graph=True).
-    """
+    """PyTorch's own gradients of `inputs`, which can be differentiated once more."""
     wanted = [tensor for tensor in inputs if tensor is not None and tensor.requires_grad]
-    gradients = iter(torch.autograd.grad(y, wanted, g, create_graph=True))
-    return [next(gradients) if tensor is not None and tensor.requires_grad else None for tensor in inputs]
+    found = iter(torch.autograd.grad(y, wanted, g, create_graph=True))
+    return [next(found) if tensor is not None and tensor.requires_grad else None
+            for tensor in inputs]
 
 
-def parameter_gradients(weight: Tensor | None, bias: Tensor | None, sum_g: Tensor, sum_gxhat: Tensor):
-    return (None if weight is None else sum_gxhat.flatten().to(weight.dtype),
-            None if bias is None else sum_g.flatten().to(bias.dtype))
+def parameter_gradients(weight: Tensor | None, bias: Tensor | None, sum_g: Tensor,
+                        sum_gxhat: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """The sums in the parameters' shape and type; reshape, as batched gradients cannot flatten."""
+    return (None if weight is None else sum_gxhat.reshape(weight.shape).to(weight.dtype),
+            None if bias is None else sum_g.reshape(bias.shape).to(bias.dtype))
