@@ -1,6 +1,6 @@
-"""A data folder as arrays, decoded once: they are kept beside the files as `.decoded.bin`.
+"""A data folder as arrays, decoded once and kept beside the files as `.decoded.bin`.
 
-The cache is used as long as no file's name, size or time of change differs.
+The cache counts while no file's name, size or times differ, and if its owner is trusted.
 """
 
 import contextlib
@@ -20,7 +20,6 @@ from store.image_folder import find_pictures, read_pictures, refuse_link
 from store.official import STAGING, fetch, find_batches, read_batches, refuse_to_fill
 
 CACHE, LOCK = ".decoded.bin", ".lock"
-MAX_NOTE = 2**20  # bytes of the cache's first line
 
 
 @dataclass
@@ -62,10 +61,10 @@ def load_folder(folder: Path) -> Arrays:
         arrays = _read_cache(folder, source, files)  # another process may have made it meanwhile
         if arrays is None:
             if skipped:
-                print(one_line(f"skipping {len(skipped)} hidden or system files and folders of "
-                               f"{folder}, such as {min(skipped)}"), file=sys.stderr)
-            read = read_pictures if source == "image folder" else read_batches
-            arrays = Arrays(*read(folder, files), source)
+                print(one_line(f"skipping {len(skipped)} hidden or system files and folders, "
+                               f"such as {min(skipped)}"), file=sys.stderr)
+            read = read_batches(folder) if source == "official" else read_pictures(folder, files)
+            arrays = Arrays(*read, source)
             _write_cache(folder, files, arrays)
     return arrays
 
@@ -88,10 +87,10 @@ def _read_cache(folder: Path, source: str, files: dict | list) -> Arrays | None:
     """
     try:
         with open(folder / CACHE, "rb", opener=no_link) as file:
-            owner = os.fstat(file.fileno()).st_uid
-            if owner not in (os.geteuid(), folder.stat().st_uid):  # anyone else could make up data
+            trusted = os.geteuid(), folder.stat().st_uid  # anyone else could make up data
+            if os.fstat(file.fileno()).st_uid not in trusted:
                 return None
-            note = json.loads(file.readline(MAX_NOTE))
+            note = json.loads(file.readline())
             if note["key"] != _key(files):
                 return None
             labels = np.fromfile(file, np.int64, note["count"])

@@ -1,4 +1,7 @@
-"""An image folder, train/<class>/... and test/<class>/..., as torchvision's ImageFolder reads it."""
+"""An image folder, train/<class>/... and test/<class>/..., read as torchvision's ImageFolder does.
+
+Unlike there, hidden files and folders are skipped, and links that lead out of it are refused.
+"""
 
 import os
 import sys
@@ -9,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from store.files import UserError
+from store.files import UserError, one_line
 from store.pictures import read_picture
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -20,10 +23,7 @@ CHUNK = 1000  # pictures a thread decodes at a time
 
 
 def find_pictures(folder: Path) -> tuple[dict[str, dict[str, list]], list[str]]:
-    """For "train" and "test" the files of each class, as `stamp` gives them; and what is skipped.
-
-    Hidden names and those of JUNK are skipped.
-    """
+    """For "train" and "test" the stamps of each class's files; and the paths that are skipped."""
     skipped = []
     return {split: _classes(folder, split, skipped) for split in ("train", "test")}, skipped
 
@@ -57,42 +57,38 @@ def _classes(folder: Path, split: str, skipped: list[str]) -> dict[str, list]:
     if not (folder / split).is_dir():
         raise UserError(f"{folder} has no folder {split}/; "
                         "an image folder has both train/ and test/")
-    refuse_link(folder / split)
-    with os.scandir(folder / split) as entries:
-        names = sorted(entry.name for entry in entries if entry.is_dir())
-    return {name: _walk(folder, f"{split}/{name}", skipped)
-            for name in names if not _skip(f"{split}/{name}", skipped)}
+    names = [entry.name for entry in _entries(folder / split, skipped) if entry.is_dir()]
+    return {name: _walk(folder, f"{split}/{name}", skipped) for name in sorted(names)}
 
 
-def _skip(path: str, skipped: list[str]) -> bool:
-    name = path.rpartition("/")[2]
-    if junk := name.startswith(".") or name in JUNK:
-        skipped.append(path)
-    return junk
+def _entries(place: Path, skipped: list[str]):
+    """The folders and pictures in a folder, without those that nobody put there on purpose."""
+    refuse_link(place)
+    with os.scandir(place) as entries:
+        for entry in entries:
+            if entry.is_dir() or entry.name.lower().endswith(EXTENSIONS):
+                if entry.name.startswith(".") or entry.name in JUNK:
+                    skipped.append(entry.path)
+                else:
+                    yield entry
 
 
 def _walk(folder: Path, place: str, skipped: list[str]) -> list[tuple]:
-    """The stamps of all pictures below `place`, sorted by path."""
-    root = os.path.realpath(folder)
+    """The stamps of all pictures below `place`, with paths below `folder`, sorted by them."""
+    root = os.path.realpath(folder) + os.sep
     found, places = [], [place]
-    while places:
-        place = places.pop()
-        refuse_link(folder / place)
-        with os.scandir(folder / place) as entries:
-            for entry in entries:
-                path, is_dir = f"{place}/{entry.name}", entry.is_dir()
-                if not is_dir and not entry.name.lower().endswith(EXTENSIONS) or _skip(path, skipped):
-                    continue
-                if is_dir:
-                    places.append(path)
-                    continue
-                if entry.is_symlink() and not os.path.realpath(entry.path).startswith(root + os.sep):
-                    refuse_link(Path(entry.path))
-                status = entry.stat()
-                if not entry.is_file() or status.st_size > MAX_FILE:  # a pipe would never end
-                    raise UserError(f"{entry.path} is not a file of at most {MAX_FILE} bytes; "
-                                    "remove it")
-                found.append(stamp(path, status))
+    for place in places:  # which grows meanwhile
+        for entry in _entries(folder / place, skipped):
+            if entry.is_dir():
+                places.append(f"{place}/{entry.name}")
+                continue
+            if entry.is_symlink() and not os.path.realpath(entry.path).startswith(root):
+                refuse_link(Path(entry.path))
+            status = entry.stat()
+            if not entry.is_file() or status.st_size > MAX_FILE:  # a pipe would never end
+                raise UserError(f"{entry.path} is not a file of at most {MAX_FILE} bytes; "
+                                "remove it")
+            found.append(stamp(f"{place}/{entry.name}", status))
     return sorted(found)
 
 
@@ -121,7 +117,7 @@ def _sound(name: str) -> str:
 
 
 def _decode(folder: Path, paths: tuple[str, ...]) -> np.ndarray:
-    print(f"decoding {len(paths)} pictures of {folder}, once", file=sys.stderr)
+    print(one_line(f"decoding {len(paths)} pictures of {folder}, once"), file=sys.stderr)
     images = np.empty((len(paths), 3, 32, 32), np.uint8)
 
     def decode_chunk(start: int) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from store.files import ROOT, UserError, make_folder, read_file
+from store.files import ROOT, UserError, make_folder, one_line, read_file
 from store.image_folder import stamp
 
 DATA_DIR = ROOT / "data"  # the only folder that need not be there, or empty, to be filled
@@ -30,7 +30,7 @@ def find_batches(folder: Path) -> list[tuple]:
         return sorted(stamp(entry.name, entry.stat()) for entry in entries)
 
 
-def read_batches(folder: Path, files: list) -> tuple[np.ndarray, np.ndarray, int, list[str]]:
+def read_batches(folder: Path) -> tuple[np.ndarray, np.ndarray, int, list[str]]:
     """Images, labels, the number of those to train, and class names."""
     from torchvision.datasets import CIFAR10
 
@@ -90,7 +90,7 @@ def fetch(folder: Path) -> None:
 def _download(CIFAR10: type, staging: Path, archive: Path) -> None:
     from torchvision.datasets.utils import download_url
 
-    print(f"downloading {CIFAR10.url} to {archive}", file=sys.stderr)
+    print(one_line(f"downloading {CIFAR10.url} to {archive}"), file=sys.stderr)
     timeout = socket.getdefaulttimeout()
     try:
         socket.setdefaulttimeout(STALL_LIMIT)

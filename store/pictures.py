@@ -6,8 +6,6 @@ Of 16 bits the upper eight count. 32-bit grey names no range: see `_deep_grey`.
 """
 
 import contextlib
-import os
-import stat
 from pathlib import Path
 
 import numpy as np
@@ -25,10 +23,9 @@ def read_picture(path: Path, exact: bool = False) -> np.ndarray:
     A wrong size is refused by the header, before decoding. UserError if it cannot be read.
     """
     try:
-        kind = os.stat(path).st_mode
-        if not stat.S_ISREG(kind):  # a pipe would never end
-            raise ValueError("it is a folder" if stat.S_ISDIR(kind) else "it is not a file")
-        with _open(path, FORMATS if exact else None) as image:
+        if not path.is_file():  # a pipe would never end
+            raise ValueError("it is a folder" if path.is_dir() else "there is no such file")
+        with _open(path, exact) as image:
             width, height = image.size
             if exact and image.size != (32, 32):
                 raise ValueError(f"it has {width}x{height} pixels; only 32x32 is taken: resize it")
@@ -44,19 +41,19 @@ def read_picture(path: Path, exact: bool = False) -> np.ndarray:
         raise UserError(f"{path} cannot be read as a picture ({reason})") from error
 
 
-def _open(path: Path, formats: tuple | None):
+def _open(path: Path, exact: bool):
     from PIL import Image, UnidentifiedImageError
     from PIL.JpegImagePlugin import JpegImageFile
 
     with contextlib.suppress(SyntaxError):  # no JPEG; Image.open would call large ones bombs
         return JpegImageFile(path)
-    if formats is None:
-        Image.init()
-        formats = [name for name in Image.OPEN if name != "EPS"]  # Pillow would run Ghostscript
+    Image.init()
+    every = [name for name in Image.OPEN if name != "EPS"]  # for which Pillow runs Ghostscript
     try:
-        return Image.open(path, formats=formats)
+        return Image.open(path, formats=FORMATS if exact else every)
     except UnidentifiedImageError:
-        raise ValueError("it is in no format that is known here") from None
+        names = f": {', '.join(FORMATS)}" if exact else ""
+        raise ValueError(f"it is in no format that is known here{names}") from None
 
 
 def _pixels(image) -> np.ndarray:
@@ -84,19 +81,20 @@ def _deep_grey(image):
     White is 65535, or 4095 in a 12-bit file. 32-bit files do not tell: theirs is the first of
     1 (floats), 255, 65535 and 2^31 - 1 that is more than half of the largest value.
     """
-    from PIL import Image
+    from PIL import Image, ImageOps
 
-    values = np.array(image, np.float32)
+    values = np.array(image, np.float32)  # changed in place: a large picture takes 1 GB as it is
     np.nan_to_num(values, copy=False, posinf=0)
     tiff, largest = getattr(image, "tag_v2", {}), values.max()
     if image.mode == "F" and largest < 2:
-        values = np.rint(255 * values)
+        np.rint(np.multiply(values, 255, out=values), out=values)
     elif image.mode == "F" or image.mode == "I" and tiff:
         values /= 1 if largest < 2**9 else 2**8 if largest < 2**17 else 2**23
     else:
         values /= 2**4 if tiff.get(258) == (12,) else 2**8
-    values = values.clip(0, 255).astype(np.uint8)
-    grey = Image.fromarray(255 - values if tiff.get(262) == 0 else values)  # 0: white is zero
+    grey = Image.fromarray(values.clip(0, 255, out=values).astype(np.uint8))
+    if tiff.get(262) == 0:  # white is zero
+        grey = ImageOps.invert(grey)
     if (clear := image.info.get("transparency")) is not None:
         grey.putalpha(Image.fromarray((np.asarray(image) != clear).astype(np.uint8) * 255))
     grey.info = {key: image.info[key] for key in image.info if key != "transparency"}

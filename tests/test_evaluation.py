@@ -392,8 +392,8 @@ def unreadable(tmp_path, pictures):
 
 @pytest.mark.parametrize(("kind", "reason"), [
     ("text", "no format"), ("empty", "no format"), ("postscript", "no format"), ("cut off", "truncated"),
-    ("damaged", ""), ("bomb", "exceeds limit"), ("smaller bomb", "exceed the limit"), ("missing", "No such file"),
-    ("folder", "it is a folder"), ("pipe", "it is not a file")])
+    ("damaged", ""), ("bomb", "exceeds limit"), ("smaller bomb", "exceed the limit"), ("missing", "no such file"),
+    ("folder", "it is a folder"), ("pipe", "no such file")])
 def test_what_is_no_picture_is_named_in_one_line_and_the_others_are_answered(
         kind, reason, trained, pictures, unreadable, capsys):
     paths = [pictures[0], unreadable[kind], pictures[1]]

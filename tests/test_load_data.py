@@ -168,7 +168,7 @@ def test_a_picture_that_vanishes_is_named(folder, monkeypatch):
     files = find_pictures(folder)
     (folder / "train" / "cat" / "07.png").unlink()
     monkeypatch.setattr(cache, "find_pictures", lambda _: files)
-    assert "train/cat/07.png cannot be read as a picture (No such file" in refusal(folder)
+    assert "train/cat/07.png cannot be read as a picture (there is no such file" in refusal(folder)
 
 
 def test_bytes_flipped_in_pictures_never_give_a_traceback(folder):
@@ -185,7 +185,8 @@ def test_bytes_flipped_in_pictures_never_give_a_traceback(folder):
             path.write_bytes(data[:rng.choice((len(data), rng.randrange(len(data))))])
             with warnings.catch_warnings(), contextlib.suppress(UserError):
                 warnings.simplefilter("ignore")
-                assert read_picture(path, exact=True).shape == (3, 32, 32)
+                pixels = read_picture(path, exact=True)
+                assert pixels.shape == (3, 32, 32) and np.array_equal(pixels, read_picture(path))
 
 
 def test_a_picture_of_gigabytes_is_refused_by_its_header(folder):
@@ -213,7 +214,7 @@ def test_what_nobody_put_there_is_skipped_and_counted(folder, name, capsys):
     (folder / CACHE).unlink()
     capsys.readouterr()
     same(before, load_cifar_4d(folder))
-    assert f"skipping 4 hidden or system files and folders of {folder}, such as" in capsys.readouterr().err
+    assert f"skipping 4 hidden or system files and folders, such as {folder}" in capsys.readouterr().err
     same(before, load_cifar_4d(folder))
     assert capsys.readouterr().err == ""
 
@@ -359,6 +360,18 @@ def test_a_changed_folder_is_noticed(folder, change, capsys):
     assert "decoding" in capsys.readouterr().err
     (folder / CACHE).unlink()
     same(changed, load_cifar_4d(folder))
+
+
+def test_thousands_of_classes_with_long_names_are_decoded_once(folder, capsys):
+    names = [f"{i:04}{'é' * 120}" for i in range(1500)]
+    for split in ("train", "test"):
+        for name in names:
+            (folder / split / name).mkdir()
+            os.link(folder / "train" / "cat" / "00.png", folder / split / name / "00.png")
+    assert load_cifar_4d(folder).classes == (*names, "ant", "cat", "dog")
+    capsys.readouterr()
+    load_cifar_4d(folder)
+    assert capsys.readouterr().err == ""
 
 
 def test_a_damaged_cache_is_made_anew(folder, capsys):
