@@ -85,7 +85,8 @@ def test_normalize_is_the_formula_for_every_byte():
     assert y.dtype == torch.float32
     assert torch.equal(y, (x.float() - 128) / 255)
     floats = x.float()
-    assert torch.equal(normalize(floats), y) and torch.equal(floats, x.float()), "the input stays as it was"
+    assert torch.equal(normalize(floats), y)
+    assert torch.equal(floats, x.float()), "the input stays as it was"
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -127,7 +128,7 @@ def test_an_image_folder_is_read_as_torchvision_reads_it(folder):
 def test_a_fifth_of_a_fixed_permutation_validates(folder):
     data = load_cifar_4d(folder)
     assert [len(split.labels) for split in data[:3]] == [48, 12, 12]
-    assert len(set(data.val.labels.tolist())) == 3, "the order on disk is by class: the last fifth would be one"
+    assert len(set(data.val.labels.tolist())) == 3, "on disk the last fifth is of one class"
     (folder / CACHE).unlink()
     same(data, load_cifar_4d(folder))
 
@@ -148,13 +149,17 @@ def test_the_fingerprint_follows_pixels_and_class_names(folder):
     (lambda f: [shutil.rmtree(p) for p in f.glob("*/*")], "train has no class folders"),
     (lambda f: [p.unlink() for p in f.glob("train/cat/*")], "train/cat has no pictures"),
     (lambda f: [p.unlink() for p in f.glob("test/cat/*")], "test/cat has no pictures"),
-    (lambda f: [p.unlink() for p in f.glob("train/*/*") if p.name != "00.png"], "fewer than 5 pictures"),
-    (lambda f: (f / "train" / "cat" / "07.png").write_bytes(b""), "train/cat/07.png cannot be read"),
+    (lambda f: [p.unlink() for p in f.glob("train/*/*") if p.name != "00.png"],
+     "fewer than 5 pictures"),
+    (lambda f: (f / "train" / "cat" / "07.png").write_bytes(b""), "cat/07.png cannot be read"),
     (lambda f: Image.new("RGB", (32, 32)).save(f / "train" / "cat" / "07.png", "EPS"),
      "train/cat/07.png cannot be read as a picture (it is in no format"),
-    (lambda f: (f / "train" / "cat" / "07.png").write_bytes(bytes(2**20 + 1)), "at most 1048576 bytes"),
-    (lambda f: picture(f / "test" / "dog" / "x.png", (33, 32)), "dog/x.png cannot be read as a picture (it has 33x32"),
-    (lambda f: picture(f / "test" / "dog" / "x.png", (32, 31)), "dog/x.png cannot be read as a picture (it has 32x31"),
+    (lambda f: (f / "train" / "cat" / "07.png").write_bytes(bytes(2**20 + 1)),
+     "at most 1048576 bytes"),
+    (lambda f: picture(f / "test" / "dog" / "x.png", (33, 32)),
+     "test/dog/x.png cannot be read as a picture (it has 33x32 pixels"),
+    (lambda f: picture(f / "test" / "dog" / "x.png", (32, 31)),
+     "test/dog/x.png cannot be read as a picture (it has 32x31 pixels"),
     (lambda f: ((f / "test" / "dog" / "00.png").unlink(), os.mkfifo(f / "test" / "dog" / "00.png")),
      "test/dog/00.png is not a file"),
     (lambda f: (shutil.rmtree(f), f.write_text("x")), "is not a folder"),
@@ -191,11 +196,13 @@ def test_bytes_flipped_in_pictures_never_give_a_traceback(folder):
 
 def test_a_picture_of_gigabytes_is_refused_by_its_header(folder):
     def chunk(kind, body):
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        sum_of_it = struct.pack(">I", zlib.crc32(kind + body))
+        return struct.pack(">I", len(body)) + kind + body + sum_of_it
 
     for side, words in ((12_000, "has 12000x12000 pixels"), (60_000, "exceeds limit")):
         header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
-        bomb = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(10**6))) + chunk(b"IEND", b"")
+        content = chunk(b"IDAT", zlib.compress(bytes(10**6))) + chunk(b"IEND", b"")
+        bomb = b"\x89PNG\r\n\x1a\n" + header + content
         (folder / "train" / "ant" / "07.png").write_bytes(bomb)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -203,7 +210,7 @@ def test_a_picture_of_gigabytes_is_refused_by_its_header(folder):
         assert "train/ant/07.png" in message and words in message
 
 
-@pytest.mark.parametrize("name", [".ipynb_checkpoints", "__MACOSX", "@eaDir", ".hidden", "lost+found"])
+@pytest.mark.parametrize("name", [".ipynb_checkpoints", "__MACOSX", "@eaDir", ".x", "lost+found"])
 def test_what_nobody_put_there_is_skipped_and_counted(folder, name, capsys):
     before = load_cifar_4d(folder)
     for place in (f"train/{name}", f"train/cat/{name}", f"test/dog/{name}/deeper"):
@@ -214,17 +221,20 @@ def test_what_nobody_put_there_is_skipped_and_counted(folder, name, capsys):
     (folder / CACHE).unlink()
     capsys.readouterr()
     same(before, load_cifar_4d(folder))
-    assert f"skipping 4 hidden or system files and folders, such as {folder}" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"skipping 4 hidden or system files and folders, such as {folder}" in said
     same(before, load_cifar_4d(folder))
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize("one, other", [("caf\u00e9", "cafe\u0301"), ("Elk", "elk"), ("big elk", "bigelk ")])
+@pytest.mark.parametrize("one, other", [
+    ("caf\u00e9", "cafe\u0301"), ("Elk", "elk"), ("big elk", "bigelk ")])
 def test_class_names_that_look_alike_are_told_apart(folder, one, other):
     (folder / "train" / "dog").rename(folder / "train" / one)
     (folder / "test" / "dog").rename(folder / "test" / other)
     message = refusal(folder)
-    assert "is in only one of train/ and test/" in message and ascii(one) in message and ascii(other) in message
+    assert "is in only one of train/ and test/" in message
+    assert ascii(one) in message and ascii(other) in message
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become a user who may not read")
@@ -245,7 +255,7 @@ def test_what_may_not_be_read_is_named(folder, name):
 
 def test_a_name_in_no_encoding_is_read(folder):
     for split in ("train", "test"):
-        (folder / split / "dog").rename(folder / split / "d\udcffg")  # the byte 255, as Python spells it
+        (folder / split / "dog").rename(folder / split / "d\udcffg")  # how Python spells byte 255
     (folder / "train" / "cat" / "07.png").rename(folder / "train" / "cat" / "\udcfe\n.png")
     first = load_cifar_4d(folder)
     assert first.classes == ("ant", "cat", "d\udcffg")
@@ -379,7 +389,8 @@ def test_a_damaged_cache_is_made_anew(folder, capsys):
     path = folder / CACHE
     whole = path.read_bytes()
     rng = random.Random(0)
-    damaged = [b"", b"{}\n", b"[" * 10**5, whole[:-1], whole + b"x", whole[:100], pickle.dumps(os.getcwd)]
+    damaged = [b"", b"{}\n", b"[" * 10**5, whole[:-1], whole + b"x", whole[:100],
+               pickle.dumps(os.getcwd)]
     for _ in range(60):
         i = rng.choice((rng.randrange(300), rng.randrange(len(whole))))
         damaged.append(whole[:i] + bytes([whole[i] ^ 1 << rng.randrange(8)]) + whole[i + 1:])
@@ -398,7 +409,7 @@ def test_a_cache_of_another_user_is_not_believed(folder, official, capsys):
         first = load_cifar_4d(place)
         forge(place / CACHE)
         forged = load_cifar_4d(place)
-        assert forged.fingerprint != first.fingerprint, "it is of one's own: so would it be believed"
+        assert forged.fingerprint != first.fingerprint, "one's own is believed"
         os.chown(place / CACHE, 12345, 12345)
         same(first, load_cifar_4d(place))
         forge(place / CACHE)
@@ -417,7 +428,8 @@ def forge(path):
     labels = np.frombuffer(content[:8 * count], np.int64)
     images = np.frombuffer(content[8 * count:], np.uint8)
     source = "official" if (path.parent / BATCHES).exists() else "image folder"
-    note["fingerprint"] = cache.Arrays(images, labels, note["train"], note["classes"], source).fingerprint
+    arrays = cache.Arrays(images, labels, note["train"], note["classes"], source)
+    note["fingerprint"] = arrays.fingerprint
     path.write_bytes(json.dumps(note).encode() + b"\n" + content)
 
 
@@ -432,7 +444,8 @@ def test_who_holds_the_lock_is_told_while_it_is_waited_for(folder):
         stop.start()
         line = worker.stderr.readline()
         stop.cancel()
-        assert line.startswith("waiting for") and "process 7 on ?[31mfar" in line and str(folder / LOCK) in line
+        assert line.startswith("waiting for") and "process 7 on ?[31mfar" in line
+        assert str(folder / LOCK) in line
         assert worker.poll() is None
     out, err = worker.communicate(timeout=60)
     assert worker.returncode == 0 and "decoding" in err and "waiting" not in err
@@ -473,7 +486,8 @@ def official(monkeypatch, tmp_path):
         return md5(batches / name)
 
     def batch():
-        return {"data": rng.randint(0, 256, (20, 3072), dtype=np.uint8), "labels": rng.randint(0, 3, 20).tolist()}
+        return {"data": rng.randint(0, 256, (20, 3072), dtype=np.uint8),
+                "labels": rng.randint(0, 3, 20).tolist()}
 
     for attribute in ("train_list", "test_list"):
         sums = [[name, write(name, batch())] for name, _ in getattr(CIFAR10, attribute)]
@@ -505,7 +519,8 @@ def test_of_the_official_files_the_last_fifth_validates(official):
     assert data.source == "official" and data.classes == ("ant", "cat", "dog")
     paths = [official / BATCHES / f"data_batch_{i}" for i in range(1, 6)]
     batches = [pickle.loads(path.read_bytes()) for path in paths]
-    assert np.array_equal(data.train.images.flatten(1), np.concatenate([batch["data"] for batch in batches[:4]]))
+    first = np.concatenate([batch["data"] for batch in batches[:4]])
+    assert np.array_equal(data.train.images.flatten(1), first)
     assert np.array_equal(data.val.images.flatten(1), batches[4]["data"])
     assert data.val.labels.tolist() == batches[4]["labels"]
     assert len(data.test.labels) == 20
@@ -581,14 +596,16 @@ def member(name, **fields):
     [(member(f"{BATCHES}/data_batch_1", type=tarfile.SYMTYPE, linkname="../../../secret"), b"")],
     [(member(f"{BATCHES}/more"), b"x")],
 ])
-def test_of_an_archive_the_files_of_the_data_set_alone_are_written(official, tmp_path, monkeypatch, extra):
+def test_of_an_archive_the_files_of_the_data_set_alone_are_written(
+        official, tmp_path, monkeypatch, extra):
     data = tmp_path / "a" / "data"
     data.mkdir(parents=True)
     (tmp_path / "secret").write_text("mine")
     pack(monkeypatch, data / "cifar-10-python.tar.gz", official / BATCHES, *extra)
     before = {path for path in tmp_path.rglob("*") if data not in path.parents}
     assert load_cifar_4d(data).fingerprint == load_cifar_4d(official).fingerprint
-    assert {path for path in tmp_path.rglob("*") if data not in path.parents} - before == {official / CACHE}
+    after = {path for path in tmp_path.rglob("*") if data not in path.parents}
+    assert after - before == {official / CACHE}
     found = list((data / BATCHES).iterdir())
     assert {path.name for path in found} == {path.name for path in (official / BATCHES).iterdir()}
     assert not any(path.is_symlink() for path in found)
@@ -611,7 +628,8 @@ def test_real_batches_are_refused_for_their_sums(real_batches, tmp_path):
     assert "data_batch_1 is missing or not the official file" in refusal(tmp_path)
 
 
-def test_real_batches_load_when_torchvision_is_given_their_sums(real_batches, tmp_path, monkeypatch):
+def test_real_batches_load_when_torchvision_is_given_their_sums(
+        real_batches, tmp_path, monkeypatch):
     from torchvision.datasets import CIFAR10
 
     batches = tmp_path / BATCHES
@@ -690,7 +708,8 @@ def test_nothing_is_downloaded_into_a_folder_that_was_named_by_mistake(server, t
     images = tmp_path / "images"
     (images / "train" / "cat").mkdir(parents=True)
     assert "holds neither train/ and test/ nor CIFAR-10" in refusal(images / "train")
-    assert not requests and not (tmp_path / "mistyped").exists() and not list((images / "train").glob(".*"))
+    assert not requests and not (tmp_path / "mistyped").exists()
+    assert not list((images / "train").glob(".*"))
 
 
 def test_the_archive_is_downloaded_once(server, official, tmp_path, capsys):
@@ -708,12 +727,14 @@ def test_the_archive_is_downloaded_once(server, official, tmp_path, capsys):
 
 @pytest.mark.parametrize("way, reason", [
     ("missing", "404"), ("truncated", ""), ("stalled", "timed out")])
-def test_a_failed_download_names_the_ways_out_and_leaves_nothing(server, tmp_path, monkeypatch, way, reason):
+def test_a_failed_download_names_the_ways_out_and_leaves_nothing(
+        server, tmp_path, monkeypatch, way, reason):
     monkeypatch.setattr(official_files, "STALL_LIMIT", 0.5)
     server(way)
     (tmp_path / "data").mkdir()
     message = refusal(tmp_path / "data")
-    for words in (reason, str(tmp_path / "data" / "cifar-10-python.tar.gz"), "--data_dir", "--synthetic"):
+    archive = tmp_path / "data" / "cifar-10-python.tar.gz"
+    for words in (reason, str(archive), "--data_dir", "--synthetic"):
         assert words in message
     assert list((tmp_path / "data").iterdir()) == []
     server("well")
@@ -756,14 +777,17 @@ def test_the_generated_set_is_the_same_everywhere(synthetic):
 
 def test_the_generated_classes_are_found_by_filters_and_not_by_pixels(synthetic):
     train, test = synthetic.train, synthetic.test
-    x, y = normalize(train.images[:8000]).flatten(1), torch.nn.functional.one_hot(train.labels[:8000]).float()
+    x = normalize(train.images[:8000]).flatten(1)
+    y = torch.nn.functional.one_hot(train.labels[:8000]).float()
     linear = torch.linalg.solve(x.mT @ x + 100 * torch.eye(3072), x.mT @ y)
-    by_pixels = ((normalize(test.images).flatten(1) @ linear).argmax(1) == test.labels).float().mean()
+    answers = (normalize(test.images).flatten(1) @ linear).argmax(1)
+    by_pixels = (answers == test.labels).float().mean()
 
     shapes = torch.from_numpy(synthetic_shapes()).float()
     shapes -= shapes.mean((1, 2), keepdim=True)
     shapes /= shapes.square().sum((1, 2), keepdim=True).sqrt()
     few = normalize(test.images[:1000])
-    found = torch.nn.functional.conv2d(few.reshape(-1, 1, 32, 32), shapes[:, None]).unflatten(0, (1000, 3))
+    found = torch.nn.functional.conv2d(few.reshape(-1, 1, 32, 32), shapes[:, None])
+    found = found.unflatten(0, (1000, 3))
     by_filters = (found.square().sum(1).amax((2, 3)).argmax(1) == test.labels[:1000]).float().mean()
     assert by_pixels < 0.15 and by_filters > 0.7

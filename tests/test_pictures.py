@@ -18,7 +18,8 @@ CLEAR = np.where(RAMP == 80, 128, RAMP)  # the same, where 80 is transparent
 
 def png(depth: int, colour: int, rows: np.ndarray, *chunks) -> bytes:
     def chunk(kind, body):
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        sum_of_it = struct.pack(">I", zlib.crc32(kind + body))
+        return struct.pack(">I", len(body)) + kind + body + sum_of_it
 
     header = struct.pack(">IIBBBBB", 32, 32, depth, colour, 0, 0, 0)
     pixels = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
@@ -26,7 +27,7 @@ def png(depth: int, colour: int, rows: np.ndarray, *chunks) -> bytes:
         chunk(*part) for part in [(b"IHDR", header), *chunks, (b"IDAT", pixels), (b"IEND", b"")])
 
 
-def tiff(values: np.ndarray | bytes, bits: int, kind: int = 1, white_is_zero: bool = False) -> bytes:
+def tiff(values: np.ndarray | bytes, bits: int, kind: int = 1, white_is_zero=False) -> bytes:
     """`kind` 1 for whole numbers, 2 for signed ones, 3 for floats."""
     data = values if isinstance(values, bytes) else values.tobytes()
     tags = [(256, 32), (257, 32), (258, bits), (259, 1), (262, int(not white_is_zero)), (273, 8),
@@ -60,20 +61,25 @@ def noted(orientation: int) -> Image.Exif:
 
 
 DEEP = RAMP.astype(np.uint16) * 257
+DEEP_BYTES = DEEP.astype(">u2")
+UNIT = (RAMP / 255).astype(np.float32)
+PALETTE = np.arange(256, dtype=np.uint8).repeat(3).tobytes()
+COLOUR = Image.fromarray(RAMP).convert("RGB")
 KINDS = {  # a file, and its grey
     "8 bits": (png(8, 0, RAMP), RAMP),
     "colour": (png(8, 2, RAMP.repeat(3, 1)), RAMP),
-    "16 bits": (png(16, 0, DEEP.astype(">u2")), RAMP),
-    "16 bits of colour": (png(16, 2, DEEP.astype(">u2").repeat(3, 1)), RAMP),
-    "16 bits, a clear value": (png(16, 0, DEEP.astype(">u2"), (b"tRNS", struct.pack(">H", 80 * 257))), CLEAR),
-    "a clear value": (png(8, 0, RAMP, (b"tRNS", struct.pack(">H", 80))), CLEAR),
-    "a clear colour": (png(8, 2, RAMP.repeat(3, 1), (b"tRNS", struct.pack(">HHH", 80, 80, 80))), CLEAR),
-    "a clear palette": (png(8, 3, RAMP, (b"PLTE", np.arange(256, dtype=np.uint8).repeat(3).tobytes()),
+    "16 bits": (png(16, 0, DEEP_BYTES), RAMP),
+    "16 bits of colour": (png(16, 2, DEEP_BYTES.repeat(3, 1)), RAMP),
+    "16 bits, a clear value": (png(16, 0, DEEP_BYTES, (b"tRNS", b"PP")), CLEAR),
+    "a clear value": (png(8, 0, RAMP, (b"tRNS", b"\0P")), CLEAR),  # P is 80
+    "a clear colour": (png(8, 2, RAMP.repeat(3, 1), (b"tRNS", b"\0P\0P\0P")), CLEAR),
+    "a clear palette": (png(8, 3, RAMP, (b"PLTE", PALETTE),
                             (b"tRNS", bytes([255] * 80 + [0] + [255] * 175))), CLEAR),
     "opaque": (saved(grey_alpha(255), "png"), RAMP),
     "transparent": (saved(grey_alpha(0), "png"), np.full_like(RAMP, 128)),
-    "transparent web": (saved(grey_alpha(0).convert("RGBA"), "webp", lossless=True), np.full_like(RAMP, 128)),
-    "16-bit pgm": (b"P5 32 32 65535\n" + DEEP.astype(">u2").tobytes(), RAMP),
+    "transparent web": (saved(grey_alpha(0).convert("RGBA"), "webp", lossless=True),
+                        np.full_like(RAMP, 128)),
+    "16-bit pgm": (b"P5 32 32 65535\n" + DEEP_BYTES.tobytes(), RAMP),
     "10-bit pgm": (b"P5 32 32 1023\n" + (DEEP // 257 * 4 + 3).astype(">u2").tobytes(), RAMP),
     "tiff": (tiff(RAMP, 8), RAMP),
     "tiff, white is 0": (tiff(RAMP, 8, white_is_zero=True), 255 - RAMP),
@@ -84,16 +90,16 @@ KINDS = {  # a file, and its grey
     "32-bit tiff to 255": (tiff(RAMP.astype(np.int32), 32, 2), RAMP),
     "32-bit tiff to 65535": (tiff(RAMP.astype(np.int32) * 257, 32, 2), RAMP),
     "32-bit tiff": (tiff(RAMP.astype(np.int32) << 23, 32, 2), RAMP),
-    "float tiff to 1": (tiff((RAMP / 255).astype(np.float32), 32, 3), RAMP),
-    "float tiff over 1": (tiff((RAMP / 200).astype(np.float32), 32, 3), (RAMP / 200 * 255).round().clip(0, 255)),
+    "float tiff to 1": (tiff(UNIT, 32, 3), RAMP),
+    "float tiff over 1": (tiff(UNIT * 1.25, 32, 3), (RAMP * 1.25).round().clip(0, 255)),
     "float tiff to 255": (tiff(RAMP.astype(np.float32), 32, 3), RAMP),
     "float tiff to 65535": (tiff(DEEP.astype(np.float32), 32, 3), RAMP),
     "float tiff, not all numbers": (
-        tiff(np.where(RAMP == 80, np.nan, np.where(RAMP == 88, np.inf, RAMP / 255)).astype(np.float32), 32, 3),
+        tiff(np.select([RAMP == 80, RAMP == 88], [np.nan, np.inf], UNIT).astype(np.float32), 32, 3),
         np.where((RAMP == 80) | (RAMP == 88), 0, RAMP)),
     "turned": (saved(Image.fromarray(RAMP), "png", exif=noted(6)), np.rot90(RAMP, -1)),
     "turned tiff": (saved(Image.fromarray(RAMP), "tiff", exif=noted(6)), np.rot90(RAMP, -1)),
-    "turned web": (saved(Image.fromarray(RAMP).convert("RGB"), "webp", lossless=True, exif=noted(6).tobytes()),
+    "turned web": (saved(COLOUR, "webp", lossless=True, exif=noted(6).tobytes()),
                    np.rot90(RAMP, -1)),
     "turned, 16 bits": (saved(Image.fromarray(DEEP), "png", exif=noted(6)), np.rot90(RAMP, -1)),
     "mirrored": (saved(Image.fromarray(RAMP), "png", exif=noted(2)), RAMP[:, ::-1]),
