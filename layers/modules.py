@@ -9,8 +9,7 @@ torch.fx.symbolic_trace TraceError, unless its tracer takes the modules for leav
 import torch
 from torch import Tensor, nn
 
-from layers.functional import (accumulator, batch_norm, batch_norm_in_training, batch_statistics,
-                               dropout, eager)
+from layers.functional import accumulator, batch_norm, batch_norm_in_training, batch_statistics, dropout, eager
 from layers.normalize import Normalize
 
 
