@@ -24,6 +24,7 @@ from fast.linear import Linear
 from fast.side_by_side import Linears, SideBySide
 from lab.experiment import gain_side_by_side, groups
 from load_data import Split, load_cifar_2d, normalize
+from store import images
 from store.images import EVALUATION_BATCH, FLAT_EVALUATION_BATCH, augmented
 from store.run import COLUMNS, RunFolder
 from store.settings import Settings
@@ -276,7 +277,7 @@ def test_side_by_side_what_goes_wrong_with_one_changes_nothing_for_the_others(wr
 
 def test_a_batch_is_prepared_once_for_all_that_train_side_by_side(monkeypatch):
     prepared = []
-    monkeypatch.setattr(training, "normalize", lambda images: prepared.append(len(images)) or normalize(images))
+    monkeypatch.setattr(images, "normalize", lambda pixels: prepared.append(len(pixels)) or normalize(pixels))
     SideBySide([trainer_of(settings) for settings in TEAM]).run_epoch()
     assert prepared == [32, 32, 30, 30]
 
