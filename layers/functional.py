@@ -42,10 +42,13 @@ def batch_norm(x: Tensor, mean: Tensor, variance: Tensor, weight: Tensor | None,
     return y.to(x.dtype)
 
 
-def batch_norm_in_training(x: Tensor, weight: Tensor | None, bias: Tensor | None,
-                           eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """`batch_norm` with the `batch_statistics` of `x` itself; returns the result and these."""
-    mean, variance = batch_statistics(x.to(accumulator(x)))
+def batch_norm_in_training(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float,
+                           detach: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    """`batch_norm` with the `batch_statistics` of `x` itself; returns the result and these.
+
+    With `detach` they count as constants in the derivative.
+    """
+    mean, variance = batch_statistics((x.detach() if detach else x).to(accumulator(x)))
     return batch_norm(x, mean, variance, weight, bias, eps), mean, variance
 
 

@@ -9,7 +9,7 @@ torch.fx.symbolic_trace TraceError, unless its tracer takes the modules for leav
 import torch
 from torch import Tensor, nn
 
-from layers.functional import accumulator, batch_norm, batch_norm_in_training, batch_statistics, dropout, eager
+from layers.functional import accumulator, batch_norm, batch_norm_in_training, dropout, eager
 from layers.normalize import Normalize
 
 
@@ -78,21 +78,18 @@ class BatchNorm(nn.Module):
             nn.init.zeros_(self.bias)
 
     def forward(self, input: Tensor) -> Tensor:
-        x = input  # PyTorch's name for it
-        self.check_input(x)
+        self.check_input(input)
+        affine = self.weight, self.bias, self.eps
         if not self.uses_batch_statistics():
-            return batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias,
-                              self.eps)
-        if x.numel() == 0:
-            mean, variance = torch.zeros_like(x[:1].sum()).expand(2, x.size(1))
-            y = batch_norm(x, mean, variance, self.weight, self.bias, self.eps)
-        elif self.detach_statistics:
-            mean, variance = (each.detach() for each in batch_statistics(x.to(accumulator(x))))
-            y = batch_norm(x, mean, variance, self.weight, self.bias, self.eps)
+            return batch_norm(input, self.running_mean, self.running_var, *affine)
+        if input.numel() == 0:
+            mean, variance = torch.zeros_like(input[:1].sum()).expand(2, input.size(1))
+            y = batch_norm(input, mean, variance, *affine)
+        elif eager() and not self.detach_statistics:
+            y, mean, variance = Normalize.apply(input, *affine)
         else:  # a compiler or a transform gets the definition
-            normalize = Normalize.apply if eager() else batch_norm_in_training
-            y, mean, variance = normalize(x, self.weight, self.bias, self.eps)
-        self.track(mean, variance, x.numel() // x.size(1))
+            y, mean, variance = batch_norm_in_training(input, *affine, self.detach_statistics)
+        self.track(mean, variance, input.numel() // input.size(1))
         return y
 
     def uses_batch_statistics(self) -> bool:

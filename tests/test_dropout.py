@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+import torch.autograd.forward_ad as fwAD
+import torch.fx
 from comparison import DEVICES, VIEWS, assert_same_signature, normal, step
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -25,6 +27,29 @@ def test_dropout_refuses_what_is_no_probability(theirs, p):
     for module in (OURS[theirs], theirs):
         with pytest.raises(ValueError, match="between 0 and 1"):
             module(p)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("p", [-0.5, 1.5])
+@pytest.mark.parametrize("theirs", DROPOUTS)
+def test_dropout_refuses_what_is_no_probability_any_more(theirs, p, training):
+    for module in (OURS[theirs](0.5).train(training), theirs(0.5).train(training)):
+        module.p = p
+        with pytest.raises(ValueError, match="between 0 and 1"):
+            module(normal((4, 3, 2, 2)))
+
+
+@pytest.mark.parametrize("theirs", DROPOUTS)
+def test_dropout_of_a_rate_that_is_a_tensor(theirs):
+    for module in (OURS[theirs](torch.tensor(0.5)), theirs(torch.tensor(0.5))):
+        assert module(input=torch.ones(200, 50, 1, 1)).unique().tolist() == [0, 2]
+
+
+@pytest.mark.filterwarnings("ignore:dropout2d. Received a 1-D input")
+@pytest.mark.parametrize("module", [nn.Dropout2d(0.0), Dropout2d(0.0), nn.Dropout2d(0.5).eval(), Dropout2d(0.5).eval()])
+def test_dropout2d_that_drops_nothing_takes_any_shape(module):
+    x = normal((5,))
+    assert module(x) is x
 
 
 def test_dropout2d_refuses_what_has_no_maps():
@@ -167,6 +192,57 @@ def test_dropout_inplace(theirs):
     torch.manual_seed(0)
     y = OURS[theirs](0.5, inplace=True)(x)
     assert y is x and torch.equal(y, expected)
+
+
+@pytest.mark.parametrize("theirs", DROPOUTS)
+def test_dropout_inplace_of_nothing_leaves_what_relu_saved(theirs):
+    for module in (OURS[theirs](0.0, inplace=True), theirs(0.0, inplace=True)):
+        found = step(nn.Sequential(nn.ReLU(), module), normal((4, 3, 2, 2)))
+        torch.testing.assert_close(found, step(nn.ReLU(), normal((4, 3, 2, 2))))
+
+
+@pytest.mark.parametrize("p", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("theirs", DROPOUTS)
+def test_dropout_under_vmap(theirs, p):
+    module, x = OURS[theirs](p), torch.ones(3, 40, 50, 2, 2)
+    for randomness in ("different", "same"):
+        y = torch.func.vmap(module, randomness=randomness)(x)
+        assert (y == 0).double().mean().item() == pytest.approx(p, abs=0.05)
+        assert torch.equal(y[0], y[1]) == (randomness == "same" or p in (0, 1))
+        assert torch.equal(y, y[..., :1, :1].expand_as(y)) == (theirs is nn.Dropout2d or p in (0, 1))
+    errors = [refused(lambda each=each: torch.func.vmap(each)(x)) for each in (module, theirs(p))]
+    assert errors[0] is errors[1]
+
+
+def refused(work):
+    try:
+        work()
+    except Exception as error:
+        return type(error)
+    return None
+
+
+@pytest.mark.parametrize("theirs", DROPOUTS)
+def test_dropout_in_forward_mode(theirs):
+    x, v = torch.ones(8, 6, 3, 3), normal((8, 6, 3, 3))
+    with fwAD.dual_level():
+        y, tangent = fwAD.unpack_dual(OURS[theirs](0.5)(fwAD.make_dual(x, v)))
+    assert 0 < y.count_nonzero() < y.numel()
+    torch.testing.assert_close(tangent, y * v)
+
+
+@pytest.mark.parametrize("theirs", DROPOUTS)
+def test_dropout_on_a_default_device_of_another_kind(theirs):
+    x = torch.ones(200, 50, 1, 1)
+    with torch.device("meta"):
+        y = OURS[theirs](0.5)(x)
+    assert y.unique().tolist() == [0, 2]
+
+
+@pytest.mark.parametrize("theirs", DROPOUTS)
+def test_symbolic_trace_ends_in_a_clear_error(theirs):
+    with pytest.raises(torch.fx.proxy.TraceError):
+        torch.fx.symbolic_trace(nn.Sequential(OURS[theirs](0.5)))
 
 
 def test_dropout_mask_of_any_shape():

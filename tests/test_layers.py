@@ -5,6 +5,8 @@ import inspect
 
 import pytest
 import torch
+import torch.autograd.forward_ad as fwAD
+import torch.fx
 from comparison import (
     DEVICES,
     VIEWS,
@@ -92,6 +94,95 @@ def test_same_errors(norm, options, training):
         ours, theirs = (module.train(training) for module in pair(norm, 3, **options))
         x = normal(shape)
         assert outcome(ours, x) is outcome(theirs, x), shape
+
+
+HALF_AND_MORE = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("layer", HALF_AND_MORE)
+@pytest.mark.parametrize("norm", NORMS)
+def test_dtypes_that_do_not_fit(norm, layer, training):
+    for dtype in (*HALF_AND_MORE, torch.uint8, torch.int64, torch.bool, torch.complex64):
+        for options in ({}, {"affine": False, "track_running_stats": False}):
+            ours, theirs = (m.to(layer).train(training) for m in pair(norm, 3, **options))
+            before = copy.deepcopy(ours.state_dict())
+            x = normal(shape_for(norm, 4, 3, 2, 2)).to(dtype)
+            error = outcome(ours, x)
+            assert error is outcome(theirs, x), dtype
+            if error:
+                assert_same(ours.state_dict(), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("taken", ["running_mean", "running_var"])
+@pytest.mark.parametrize("norm", NORMS)
+def test_one_statistic_alone_is_refused(norm, taken):
+    for module in pair(norm, 3):
+        setattr(module, taken, None)
+        with pytest.raises(ValueError, match="both be None"):
+            module(normal(shape_for(norm, 4, 3, 2, 2)))
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_weights_from_before_the_batch_counter(norm):
+    def load(module, version):
+        module.num_batches_tracked.fill_(7)
+        network = nn.Sequential(module)
+        old = nn.Sequential(randomized(norm(3), 5)).state_dict()
+        del old["0.num_batches_tracked"]
+        if version is None:
+            old = dict(old)
+        else:
+            old._metadata["0"]["version"] = version
+        network.load_state_dict(old, strict=True)
+        return network.state_dict()
+
+    for version in (None, 1):
+        ours, theirs = (load(module, version) for module in pair(norm, 3))
+        assert_same(ours, theirs, rtol=0, atol=0)
+        assert ours["0.num_batches_tracked"] == 7
+    for module in pair(norm, 3):
+        with pytest.raises(RuntimeError, match="num_batches_tracked"):
+            load(module, nn.BatchNorm1d._version)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_weights_from_before_the_batch_counter_fill_what_has_no_memory(norm):
+    old = {name: each for name, each in norm(3).state_dict().items() if name != "num_batches_tracked"}
+    with torch.device("meta"):
+        ours, theirs = OURS[norm](3), norm(3)
+    for module in (ours, theirs):
+        module.load_state_dict(copy.deepcopy(old), assign=True)
+    x = normal(shape_for(norm, 4, 3, 2, 2))
+    assert_same(step(ours, x), step(theirs, x), **tolerance(x.dtype))
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+@pytest.mark.parametrize("norm", NORMS)
+def test_statistics_without_a_batch_counter(norm, momentum):
+    ours, theirs = pair(norm, 3, momentum=momentum)
+    for module in (ours, theirs):
+        module.num_batches_tracked = None
+    for seed in range(2):
+        x = normal(shape_for(norm, 4, 3, 2, 2), seed)
+        assert_same(step(ours, x), step(theirs, x), **tolerance(x.dtype))
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_tracking_switched_later(norm):
+    x = normal(shape_for(norm, 4, 3, 2, 2))
+    for before in (True, False):
+        ours, theirs = pair(norm, 3, track_running_stats=before)
+        for module in (ours, theirs):
+            module.track_running_stats = not before
+        assert_same(step(ours, x), step(theirs, x), **tolerance(x.dtype))
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_input_by_its_name(norm):
+    ours, theirs = pair(norm, 3)
+    x = normal(shape_for(norm, 4, 3, 2, 2))
+    torch.testing.assert_close(ours(input=x), theirs(input=x))
 
 
 # Batch normalization
@@ -339,3 +430,96 @@ def test_detached_statistics_are_constants_in_the_derivative(norm):
     torch.testing.assert_close(torch.autograd.grad(y, inputs, g), torch.autograd.grad(expected, inputs, g))
     assert not torch.allclose(*(torch.autograd.grad(each(x), x, g)[0] for each in (ours, twin)))
     torch.testing.assert_close(ours.eval()(x), twin.eval()(x))
+
+
+# Other ways to differentiate, trace and place
+
+
+def along(module, x, v):
+    with fwAD.dual_level():
+        return fwAD.unpack_dual(module(fwAD.make_dual(x, v)))
+
+
+def batched(module, x, v):
+    inputs = [x.requires_grad_(), *module.parameters()]
+    return torch.autograd.grad(module(x), inputs, torch.stack([v, v * x]), is_grads_batched=True)
+
+
+def ensemble(module, x, v):
+    """Two copies of the module, each with statistics of its own."""
+    parameters, buffers = torch.func.stack_module_state([module, copy.deepcopy(module)])
+    y = torch.func.vmap(lambda *state: torch.func.functional_call(module, state, (x,)))(parameters, buffers)
+    return y, buffers
+
+
+def cubed(module):
+    return lambda x: module(x).pow(3).sum()
+
+
+WAYS = {
+    "forward mode": along,
+    "batched gradients": batched,
+    "an ensemble": ensemble,
+    "vectorized jacobian": lambda m, x, v: torch.autograd.functional.jacobian(m, x, vectorize=True),
+    "vectorized jacobian, forward": lambda m, x, v: torch.autograd.functional.jacobian(
+        m, x, vectorize=True, strategy="forward-mode"),
+    "vectorized hessian": lambda m, x, v: torch.autograd.functional.hessian(cubed(m), x, vectorize=True),
+    "jvp": lambda m, x, v: torch.func.jvp(m, (x,), (v,)),
+    "vjp": lambda m, x, v: torch.func.vjp(m, x)[1](v),
+    "jacfwd": lambda m, x, v: torch.func.jacfwd(m)(x),
+    "jacrev": lambda m, x, v: torch.func.jacrev(m)(x),
+    "hessian": lambda m, x, v: torch.func.hessian(cubed(m))(x),
+}
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop", "ignore:.*torch.jit.script.* is deprecated")
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("tracking", [True, False])
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+@pytest.mark.parametrize("norm", NORMS)
+def test_transforms_as_pytorch(norm, way, tracking, training):
+    """Some refuse that statistics move which they were not given: for ours as for PyTorch's."""
+    x, v = (normal(shape_for(norm, 4, 3, 2, 2), seed, torch.float64) for seed in (0, 1))
+    found = []
+    for module in pair(norm, 3, dtype=torch.float64, track_running_stats=tracking):
+        module.train(training)
+        try:
+            found.append((way(module, x.clone(), v), *module.buffers()))
+        except RuntimeError as error:
+            assert tracking and training and "would mutate a captured Tensor" in str(error)
+            found.append(())
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("norm", NORMS)
+def test_batches_of_batches_need_statistics_of_their_own(norm):
+    for module in pair(norm, 3):
+        with pytest.raises(RuntimeError, match="place"):
+            torch.func.vmap(module)(normal((2, *shape_for(norm, 4, 3, 2, 2))))
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("norm", NORMS)
+def test_default_device_of_another_kind(norm, training):
+    ours, theirs = (module.train(training) for module in pair(norm, 3))
+    for n in (4, 0):
+        x = normal(shape_for(norm, n, 3, 2, 2))
+        with torch.device("meta"):
+            found = ours(x)
+        torch.testing.assert_close(found, theirs(x))
+    assert_same(dict(ours.named_buffers()), dict(theirs.named_buffers()))
+
+
+class Leaves(torch.fx.Tracer):
+    def is_leaf_module(self, module, name):
+        return type(module).__module__ == "layers.modules" or super().is_leaf_module(module, name)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_symbolic_trace_takes_it_for_a_leaf(norm):
+    network, x = nn.Sequential(OURS[norm](3)), normal(shape_for(norm, 4, 3, 2, 2))
+    with pytest.raises(torch.fx.proxy.TraceError):
+        torch.fx.symbolic_trace(network)
+    traced = torch.fx.GraphModule(network, Leaves().trace(network))
+    torch.testing.assert_close(traced(x), network(x))

@@ -9,6 +9,7 @@ from unittest import mock
 
 import pytest
 import torch
+import torch.autograd.forward_ad as fwAD
 import torch.nn.functional as F
 from comparison import DEVICES, Operators, assert_as_accurate, assert_same, normal, randomized, step, tolerance
 from hypothesis import given, settings
@@ -200,6 +201,64 @@ def test_autocast(network, device):
         assert error <= 0.1 * wanted.grad.norm() + 1e-2, name
     for (name, found), wanted in zip(ours.named_buffers(), theirs.buffers(), strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3, msg=lambda s, name=name: f"{name}: {s}")
+
+
+def batched_gradients(module, x):
+    x.requires_grad_()
+    y = module(x)
+    g = normal((2, *y.shape), 1, y.dtype)
+    return y, *torch.autograd.grad(y, [x, *module.parameters()], g, is_grads_batched=True)
+
+
+def along(module, x):
+    with fwAD.dual_level():
+        return fwAD.unpack_dual(module(fwAD.make_dual(x, normal(x.shape, 1, x.dtype))))
+
+
+def without_counter(module, x):
+    for norm in module.modules():
+        if hasattr(norm, "num_batches_tracked"):
+            norm.num_batches_tracked = None
+    return step(module, x)
+
+
+def inplace(module, x):
+    module.dropout.inplace = True
+    return step(module, x)
+
+
+def elsewhere(module, x):
+    with torch.device("meta"):
+        y = module(x)
+        return y, *torch.autograd.grad(y.pow(3).sum(), module.parameters())
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("work", [batched_gradients, along, without_counter, inplace, elsewhere])
+@pytest.mark.parametrize("network", NETWORKS)
+def test_unusual_uses_as_pytorch(network, work, training):
+    modules = (module.train(training) for module in pair(network, torch.float64, drop_rate=0))
+    torch.testing.assert_close(*(work(module, batch(network, 4, dtype=torch.float64)[0]) for module in modules))
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("network", NETWORKS)
+def test_a_rate_that_is_no_probability_any_more(network, training):
+    for module in pair(network):
+        module.train(training).dropout.p = 1.5
+        with pytest.raises(ValueError, match="between 0 and 1"):
+            module(batch(network, 4)[0])
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_dtypes_that_do_not_fit(network):
+    for module in pair(network):
+        for name, norm in module.named_children():
+            if "norm" in name:
+                norm.double()
+        with pytest.raises(RuntimeError, match="mixed dtype"):
+            module(batch(network, 4)[0])
 
 
 @pytest.mark.parametrize("dropout_type", ["1d", "2d"])
