@@ -41,7 +41,7 @@ Load = Callable[[Path, bool], Data]
 def evaluate_run(options, build: Build, load: Load, device: torch.device) -> int:
     """Do what --evaluate and --predict say; returns the exit code."""
     folder = find_run(options.runs_dir / options.network, options.evaluate, options.network)
-    trained = read_trained(folder, options.network)
+    trained = read_trained(folder, options.network, build)
     if options.predict:
         return predict(trained, options.predict, build)
     synthetic = (options.synthetic

@@ -101,7 +101,8 @@ def measure(network: str, topic: str, options) -> bool:
     if any(record.fingerprint != data.fingerprint for record in records):
         raise UserError(f"runs in {options.runs_dir} learned from other data than {options.data_dir}; name theirs")
     build = BUILD[network]
-    trained = [read_trained(RunFolder(options.runs_dir / network / record.name), network) for record in records]
+    trained = [read_trained(RunFolder(options.runs_dir / network / record.name), network, build)
+               for record in records]
     data = prepared(data, trained[0].settings, device)
     torch.manual_seed(0)
     with torch.inference_mode():

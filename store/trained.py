@@ -1,22 +1,23 @@
 """A trained network, out of its run's folder: read, checked, and asked. Nothing else is loaded."""
 
+import contextlib
 import io
-import pickle
-from collections.abc import Callable
-from pathlib import Path
+import pickletools
+import zipfile
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from load_data import normalize
-from store.files import MAX_CHECKPOINT, UserError, read_file
+from store.files import UserError, is_number, read_file
 from store.run import Run, RunFolder, intact
 from store.settings import Settings
 
 Build = Callable[[Settings, int], nn.Module]  # of the settings and the number of classes
-UNUSABLE = (ValueError, KeyError, TypeError, AttributeError, IndexError, EOFError, OverflowError,
-            pickle.UnpicklingError)
+KINDS = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2",  # of which a state is made
+         "torch FloatStorage", "torch LongStorage"}
 
 
 class Trained(NamedTuple):
@@ -32,50 +33,52 @@ class Trained(NamedTuple):
         return [str(name) for name in self.run.data["classes"]]
 
 
-def read_trained(folder: RunFolder, network: str) -> Trained:
-    """What is needed of a run's folder; UserError if it is missing, damaged, or another network's."""
+def read_trained(folder: RunFolder, network: str, build: Build) -> Trained:
+    """What is needed of a run's folder; UserError if it is missing, damaged, or another network's.
+
+    Nothing large is built or read before it is known to fit.
+    """
     run = folder.read()
     if run.config.get("network", network) != network:
         raise UserError(f"{folder.folder} is a run of the {run.config['network']}; evaluate it with its "
                         "main.py")
     try:
-        settings = Settings.read(run.config)
-        if not isinstance(run.data["classes"], list) or not {"source", "fingerprint"} <= run.data.keys():
-            raise ValueError("it lacks its data")
-    except (KeyError, ValueError) as error:
+        with judging():
+            settings = Settings.read(run.config)
+            if not isinstance(run.data["classes"], list) or not {"source", "fingerprint"} <= run.data.keys():
+                raise ValueError("it lacks its data")
+            with torch.device("meta"):
+                blank = build(settings, len(run.data["classes"]))
+    except ValueError as error:
         raise UserError(f"{folder.folder / 'config.json'} is missing or damaged ({error}), so the run "
                         "cannot be evaluated; retrain it") from error
-    return Trained(folder, settings, run, read_best(folder.folder / "best.pt"))
+    return Trained(folder, settings, run, read_best(folder, blank))
 
 
-def read_best(path: Path) -> dict:
-    """The network in best.pt, as "network", and the row of its epoch."""
+def read_best(folder: RunFolder, blank: nn.Module) -> dict:
+    """The weights in best.pt, as "network", for one like `blank`; and the row of their epoch."""
+    path = folder.folder / "best.pt"
     try:
-        content = read_file(path, MAX_CHECKPOINT)
-    except ValueError:
-        content = b""  # damaged, see below
+        with judging():
+            content = read_file(path, largest(blank))
+            if not intact(content):
+                raise ValueError("it is not whole")
+            best = read_state(content)
+            if not all(is_number(best[key]) for key in ("epoch", "test_loss", "test_acc")):
+                raise ValueError("its metrics are not finite")
+            refuse_unlike(best["network"], blank.to(memory_format=torch.channels_last).state_dict())
+            return best
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); a run has it after its first "
                         "epoch") from error
-    try:
-        if not intact(content):
-            raise ValueError("it is not whole")
-        best = read_state(content)
-        return {**best, "epoch": int(best["epoch"]),
-                **{key: float(best[key]) for key in ("test_loss", "test_acc")}}
-    except UNUSABLE as error:
-        raise UserError(f"{path} is damaged; run the same training command again, which rewrites "
-                        "it") from error
+    except ValueError as error:
+        raise UserError(f"{path} is damaged, or not the network of its config.json ({error}); run the "
+                        "same training command again, which rewrites it") from error
 
 
 def restore(trained: Trained, build: Build, device: torch.device) -> nn.Module:
     """The run's best network on the device, in evaluation mode."""
-    try:
-        network = build(trained.settings, len(trained.classes))
-        refuse_unlike(trained.best["network"], network.state_dict())
-    except UNUSABLE as error:  # settings and weights come from two files, either may be damaged
-        raise UserError(f"config.json and best.pt of {trained.folder.folder} do not belong together "
-                        f"({error}); retrain the run") from error
+    network = build(trained.settings, len(trained.classes))
     network.load_state_dict(trained.best["network"])
     return network.to(device, memory_format=torch.channels_last).eval()
 
@@ -94,27 +97,46 @@ def confusion_matrix(labels: Tensor, answers: Tensor, n: int) -> Tensor:
 # Tensors out of a file
 
 
-def read_state(content: bytes) -> dict:
-    """The state in a file of torch.save; one of UNUSABLE for what holds none."""
+@contextlib.contextmanager
+def judging() -> Iterator[None]:
+    """Whatever a file's content leads to within is a ValueError; trouble of the machine stays so."""
     try:
-        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except RuntimeError as error:  # PyTorch's for most damage, but for no memory as well
-        if is_out_of_memory(error):
+        yield
+    except Exception as error:
+        if isinstance(error, OSError | ValueError) or is_out_of_memory(error):
             raise
-        raise ValueError("it cannot be read") from error
+        raise ValueError(type(error).__name__) from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    text = str(error).lower()
+    signs = ("out of memory", "can't allocate memory", "alloc_cpu", "alloc_failed", "bad_alloc")
+    return isinstance(error, MemoryError) or any(sign in text for sign in signs)
+
+
+def largest(network: nn.Module) -> int:
+    """More bytes than a file of this network has: its weights four times, and the rows."""
+    weights = sum(value.numel() * value.element_size() for value in network.state_dict().values())
+    return 5 * weights + 2 ** 24
+
+
+def read_state(content: bytes) -> dict:
+    """The state in an intact file of torch.save, made of nothing but KINDS."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        for name in archive.namelist():
+            if name.lower().endswith(".pkl"):
+                used = {str(what) for code, what, _ in pickletools.genops(archive.read(name))
+                        if "GLOBAL" in code.name}
+                if used - KINDS:  # a bytearray of any size, a tensor that is none
+                    raise ValueError(f"it holds {min(used - KINDS)}")
+    state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     if not isinstance(state, dict):
         raise ValueError("it holds no state")
     return state
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    text = str(error).lower()
-    return (isinstance(error, MemoryError | torch.OutOfMemoryError)
-            or "out of memory" in text or "can't allocate memory" in text or "alloc_cpu" in text)
-
-
 def refuse_unlike(state: dict, own: dict) -> None:
-    """Raise ValueError unless `state` has the tensors of `own`: keys, shapes, types, dense memory.
+    """Raise ValueError unless `state` has the tensors of `own`: keys, shapes, types, order in memory.
 
     The optimizer's kernel reads as many values as the weights have, whatever the state holds.
     """
@@ -124,11 +146,10 @@ def refuse_unlike(state: dict, own: dict) -> None:
         found = state[key]
         if isinstance(value, dict):
             refuse_unlike(found, value)
-        elif not (isinstance(found, Tensor) and found.device.type == "cpu"
-                  and found.layout == torch.strided and not found.is_quantized
-                  and (found.shape, found.dtype) == (value.shape, value.dtype) and is_dense(found)):
+        elif not isinstance(found, Tensor) or signature(found) != signature(value):
             raise ValueError(f"its {key} is not like the network's")
 
 
-def is_dense(x: Tensor) -> bool:
-    return x.is_contiguous() or x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+def signature(x: Tensor) -> tuple:
+    return (x.shape, x.dtype, x.layout, x.layout == torch.strided and x.stride(), x.is_neg(),
+            x.requires_grad)

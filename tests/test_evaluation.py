@@ -61,7 +61,7 @@ def test_confusion_and_accuracy_per_class_count_the_answers(trained, image_folde
     run = only_run(trained, "mlp")
     kept = json.loads((run.folder / "evaluation.json").read_text())
     data = LOAD["mlp"](image_folder)
-    network = build(read_trained(run, "mlp").settings)
+    network = build(read_trained(run, "mlp", build).settings)
     network.load_state_dict(torch.load(run.folder / "best.pt", weights_only=True)["network"])
     with torch.no_grad():
         answers = network.eval()(normalize(data.test.images)).argmax(1)
@@ -294,7 +294,7 @@ def test_one_picture_at_a_time_and_as_a_batch_give_the_same_answer(network, trai
 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_probabilities_do_not_depend_on_the_other_pictures(network, trained):
-    run = read_trained(only_run(trained, network), network)
+    run = read_trained(only_run(trained, network), network, build)
     model = restore(run, build, torch.device("cpu")).double()
     images = torch.randint(0, 256, (9, 3072) if network == "mlp" else (9, 3, 32, 32), dtype=torch.uint8)
     together = class_probabilities(model, images)
