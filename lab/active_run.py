@@ -9,7 +9,7 @@ import torch
 
 from fast.machine import processor, versions
 from fast.side_by_side import SideBySide
-from lab.checkpoint import best_of, checkpoint_of, take_up
+from lab.checkpoint import Lost, best_of, checkpoint_of, take_up
 from lab.progress import Progress
 from lab.tracking import Tracking
 from load_data import Data
@@ -41,13 +41,18 @@ def in_words(error: Exception) -> str:
     """Why a run failed, in one line."""
     if is_out_of_memory(error):
         return one_line(f"no memory: {str(error) or 'the system has no more'}")
-    return one_line(str(error) if isinstance(error, Diverged) else f"{type(error).__name__}: {error}")
+    told = isinstance(error, Diverged | Lost)
+    return one_line(str(error) if told else f"{type(error).__name__}: {error}")
 
 
-def is_lost(error: Exception, device: torch.device) -> bool:
-    """Whether the device can do no more work in this process: CUDA keeps such an error for ever."""
-    return (device.type == "cuda" and not is_out_of_memory(error)
-            and ("CUDA error" in str(error) or "CUDNN_STATUS_EXECUTION_FAILED" in str(error)))
+def is_lost(device: torch.device) -> bool:
+    """Whether the device can do no more work in this process: CUDA repeats such an error for ever."""
+    try:
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+    except Exception:
+        return True
+    return False
 
 
 class ActiveRun:
@@ -59,7 +64,9 @@ class ActiveRun:
         self.ends = ends
         self.place = place
         self.trainer: Trainer | None = None
+        self.tracking: Tracking | None = None
         self.recorded: Future | None = None
+        self.saved = 0  # epochs
         self.failed = False
 
     def begin(self, build: Build, tools: list[type]) -> None:
@@ -67,21 +74,22 @@ class ActiveRun:
         config = describe(self.settings, self.data, self.device)
         self.progress = Progress(self.settings, self.place)
         self.ends.callback(self.progress.close)
-        with self.failure_recorded(config):
+        self.folder.start(config)
+        with self.failure_recorded():
             self.trainer = take_up(self.folder, lambda: Trainer(build, self.data, self.settings, self.device))
-            self.folder.start(config)
-            if self.trainer.epoch:  # these may be older or newer than the checkpoint
+            self.saved = self.trainer.epoch
+            if self.saved:  # these may be older or newer than the checkpoint
                 self.folder.save_views(self.trainer.rows, best_of(self.trainer))
-            self.progress.begin(self.trainer.epoch)
+            self.progress.begin(self.saved)
             self.tracking = Tracking(tools, self.folder.folder, config, self.trainer.rows)
-            self.ends.callback(self.tracking.close)
+            self.ends.callback(lambda: self.tracking.close(self.failed))
 
     @property
     def goes_on(self) -> bool:
         return not self.failed and self.trainer.epoch < self.settings.num_epochs
 
     @contextlib.contextmanager
-    def failure_recorded(self, config: dict | None = None) -> Iterator[None]:
+    def failure_recorded(self) -> Iterator[None]:
         """What goes wrong within is noted in the run's folder, so that the other runs go on."""
         try:
             yield
@@ -89,14 +97,13 @@ class ActiveRun:
             raise  # no fault of the run
         except Exception as error:
             self.failed = True
-            reason, epoch = in_words(error), self.trainer.epoch if self.trainer else 0
-            if config:
-                self.folder.start(config)
-            self.folder.fail({"reason": reason, "epoch": epoch + 1, "step": getattr(error, "step", None),
-                              "time": time.time()})
+            reason = in_words(error)
+            self.folder.fail({"reason": reason, "epoch": min(self.saved + 1, self.settings.num_epochs),
+                              "step": getattr(error, "step", None), "time": time.time()})
             self.progress.say(f"failed: {reason}")
             self.ends.close()
-            if is_lost(error, self.device):
+            self.trainer = None  # the others may need its memory
+            if is_lost(self.device):
                 raise UserError(f"the device is no longer usable ({reason}); run the same command "
                                 "again, with --retry for this run") from error
 
@@ -113,6 +120,7 @@ class ActiveRun:
 
     def record(self, rows: list[dict], checkpoint: bytes, best: bytes | None) -> None:
         self.folder.save(rows, checkpoint, best)
+        self.saved = len(rows)
         self.tracking.epoch(rows[-1])
         self.progress.epoch(rows[-1])
 

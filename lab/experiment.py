@@ -42,7 +42,7 @@ def run_experiment(options, build: Build, load: Load) -> int:
         print(one_line(f"{sys.argv[0]}: error: {error}"), file=sys.stderr)
         return 2
     except Exception as error:
-        if not is_out_of_memory(error):
+        if not (is_out_of_memory(error) or "CUDA error" in str(error)):
             raise
         print(f"{sys.argv[0]}: error: {in_words(error)}", file=sys.stderr)
         return 2
@@ -78,12 +78,17 @@ def train_all(options, build: Build, data: Data, device: torch.device) -> int:
             print(f"{folder.name}: waiting for {worker}", flush=True)
             waiting_for = folder.name
         time.sleep(0.5)
-    print_results(list(folders.values()))
-    return 1 if any(folder.failure() for folder in folders.values()) else 0
+    print_results(folders)
+    return 1 if any(has_failed(*run) for run in folders.items()) else 0
 
 
 def is_open(settings: Settings, folder: RunFolder) -> bool:
     return not folder.finished(settings.num_epochs) and folder.failure() is None
+
+
+def has_failed(settings: Settings, folder: RunFolder) -> bool:
+    """Not so if it failed only when it was asked for more epochs."""
+    return not folder.finished(settings.num_epochs) and folder.failure() is not None
 
 
 def train_group(group: list[Settings], folders: dict[Settings, RunFolder], options, build: Build,

@@ -56,12 +56,12 @@ class Progress:
             self.bar.close()
 
 
-def print_results(folders: list[RunFolder]) -> None:
+def print_results(folders: dict[Settings, RunFolder]) -> None:
     """The outcome of each run; losses and accuracies are those at the best validation accuracy."""
-    width = max(len(folder.name) for folder in folders)
+    width = max(len(folder.name) for folder in folders.values())
     print(f"\n{'run':{width}}  epochs  best  val loss  val acc  test loss  test acc    seconds")
-    for folder in folders:
-        if failure := folder.failure():
+    for settings, folder in folders.items():
+        if (failure := folder.failure()) and not folder.finished(settings.num_epochs):
             print(f"{folder.name:{width}}  failed: {failure.get('reason')}")
         elif result := folder.result():
             print(f"{folder.name:{width}}  {result['epochs']:6}  {result['best_epoch']:4}  "

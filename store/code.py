@@ -1,5 +1,6 @@
 """Which code makes the numbers: the commit, and a sum over the sources that decide them."""
 
+import functools
 import hashlib
 import io
 import subprocess
@@ -14,6 +15,7 @@ DECIDING = ("layers", "mlp/model.py", "cnn/model.py", "training.py", "load_data.
 SILENT = {tokenize.COMMENT, tokenize.NL, tokenize.ENCODING}
 
 
+@functools.cache  # the sources as they were when the first run began
 def code_version(on_gpu: bool) -> dict:
     """`commit` and `dirty` (both None outside a git checkout) and the sources' `hash`."""
     commit = _git("rev-parse", "HEAD")
@@ -29,7 +31,8 @@ def sources_hash(on_gpu: bool, root: Path = ROOT) -> str:
         paths = [root / place] if place.endswith(".py") else (root / place).rglob("*.py")
         for path in sorted(paths):
             name = path.relative_to(root).as_posix()
-            if on_gpu or not name.startswith("fast/gpu/"):
+            hidden = any(part.startswith(".") for part in Path(name).parts)  # ._x.py, checkpoints of notebooks
+            if not hidden and (on_gpu or not name.startswith("fast/gpu/")):
                 digest.update(f"{name}\n{_program(path.read_text(encoding='utf-8'))}\n".encode())
     return digest.hexdigest()[:12]
 

@@ -118,7 +118,7 @@ class Settings:
 
         Raises ValueError for a text that is no name.
         """
-        values: dict = {"network": network, "seed": 0, **DEFAULTS[network]}
+        values: dict = {"network": network, "seed": 0, **DEFAULTS.get(network, {})}
         values |= {"dropout_type": "2d"} if network == "cnn" else {"hidden_size": 100}
         grammar = iter(_GRAMMAR)
         for part in name.split("_"):
@@ -135,14 +135,15 @@ class Settings:
 
         Raises ValueError if a value is not what the command line allows.
         """
-        own = {field.name: values[field.name] for field in dataclasses.fields(cls)
-               if field.name in values}
-        for field, value in own.items():
-            kind, allowed, holds = LIMITS[field]
+        own = {}
+        for field in (field.name for field in dataclasses.fields(cls) if field.name in values):
+            value, (kind, allowed, holds) = values[field], LIMITS[field]
+            if kind is float and type(value) is int and abs(value) < 2 ** 53:
+                value = float(value)
             optional = value is None and getattr(cls, field, ...) is None
-            fits = type(value) is kind or kind is float and type(value) is int
-            if not optional and not (fits and holds(value)):
+            if not optional and not (type(value) is kind and holds(value)):
                 raise ValueError(f"{field} is {value!r}, which must be {allowed}")
+            own[field] = value
         try:
             return cls(**own)
         except TypeError as error:
