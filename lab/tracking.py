@@ -16,19 +16,24 @@ import dataclasses
 import importlib.util
 import netrc
 import os
+import re
 import shutil
 import sys
+import threading
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 from lab.options import Parser
-from store.files import UserError, write_file
+from store.files import UserError, one_line, read_file, write_file
 from store.run import COLUMNS, RunFolder
 from store.settings import LIMITS, Settings
 
 PROJECT = "batchnorm-dropout"
 PATIENCE = 20.0  # seconds for Weights & Biases to answer
+LONGEST_CALL = 60.0  # seconds: a tool that takes more hangs
+WANDB_MODES = ("online", "offline", "shared", "disabled", "dryrun", "run")
 CURVES = {column: "/".join(reversed(column.replace("acc", "accuracy").split("_"))) for column in COLUMNS[1:-1]}
 FINAL = ("val_loss", "val_acc", "test_loss", "test_acc")
 SETTINGS = tuple(field.name for field in dataclasses.fields(Settings))
@@ -71,8 +76,20 @@ class TensorBoard:
             self.writer.add_scalar(f"best/{key}", result[key], result["best_epoch"])
         self.writer.file_writer.add_summary(self.end)
 
-    def close(self) -> None:
+    def close(self, failed: bool) -> None:
+        if failed:
+            self.writer.file_writer.add_summary(end_of_a_failure())
         self.writer.close()
+
+
+def end_of_a_failure():
+    """The record that ends a run in the HPARAMS view, as `hparams` makes it, but for its status."""
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
+
+    end = plugin_data_pb2.SessionEndInfo(status=api_pb2.STATUS_FAILURE)
+    data = metadata.create_summary_metadata(plugin_data_pb2.HParamsPluginData(session_end_info=end))
+    return Summary(value=[Summary.Value(tag=metadata.SESSION_END_INFO_TAG, metadata=data)])
 
 
 class WeightsAndBiases:
@@ -86,6 +103,8 @@ class WeightsAndBiases:
             os.environ.setdefault(variable, value)
         import wandb
 
+        if (folder / "wandb").is_symlink():
+            raise UserError(f"{folder / 'wandb'} is a link, and nothing here follows links")
         for old in (folder / "wandb").glob("offline-run-*"):
             shutil.rmtree(old)
         os.environ.setdefault("WANDB_PROJECT", PROJECT)
@@ -109,14 +128,16 @@ class WeightsAndBiases:
     def finish(self, result: dict) -> None:
         self.run.summary.update({f"best/{key}": result[key] for key in (*FINAL, "best_epoch")})
 
-    def close(self) -> None:
-        self.run.finish()
+    def close(self, failed: bool) -> None:
+        self.run.finish(exit_code=int(failed))
 
 
 def mode() -> str:
     """Offline where there is no API key: W&B would ask for one and wait."""
-    if "WANDB_MODE" in os.environ:
-        return os.environ["WANDB_MODE"]
+    if given := os.environ.get("WANDB_MODE"):
+        if given not in WANDB_MODES:
+            raise UserError(f"WANDB_MODE is {given!r}, which must be one of {', '.join(WANDB_MODES)}")
+        return given
     known = bool(os.environ.get("WANDB_API_KEY"))
     with contextlib.suppress(OSError, netrc.NetrcParseError):  # where `wandb login` puts it
         known = known or netrc.netrc().authenticators("api.wandb.ai") is not None
@@ -124,10 +145,14 @@ def mode() -> str:
 
 
 def identity(path: Path) -> str:
-    if not path.exists():
-        path.parent.mkdir(exist_ok=True)
-        write_file(path, uuid.uuid4().hex[:12].encode())
-    return path.read_text()
+    """The run's name at Weights & Biases, which stays in `path`."""
+    with contextlib.suppress(OSError, ValueError):
+        name = read_file(path, 64).decode()
+        if re.fullmatch(r"\w+", name) and not path.is_symlink():
+            return name
+    path.parent.mkdir(exist_ok=True)
+    write_file(path, name := uuid.uuid4().hex[:12].encode())
+    return name.decode()
 
 
 TOOLS = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases}
@@ -141,18 +166,20 @@ def chosen_tools(options) -> list[type]:
         if found is None or found.origin is None:  # a folder of the same name is no package
             raise UserError(f"argument --{tool.package}: {tool.package} is not installed; "
                             f"pip install {tool.package}, or pip install -r requirements-extra.txt")
+    if WeightsAndBiases in tools:
+        mode()
     return tools
 
 
 class Tracking:
-    """Tells the tools of one run. A tool that fails is named and left alone, and the training goes on."""
+    """Tells the tools of one run. One that fails, exits or hangs is named and left behind."""
 
     def __init__(self, tools: list[type], folder: Path, config: dict, rows: list[dict]):
         self.tools: list = []
         self.name = folder.name
         for tool in tools:
             with self._or_leave(tool):
-                self.tools.append(tool(folder, config, rows))
+                self.tools.append(within_limit(tool, folder, config, rows))
 
     def epoch(self, row: dict) -> None:
         self._tell("epoch", row)
@@ -160,21 +187,45 @@ class Tracking:
     def finish(self, result: dict) -> None:
         self._tell("finish", result)
 
-    def close(self) -> None:
-        self._tell("close")
+    def close(self, failed: bool) -> None:
+        self._tell("close", failed)
 
     def _tell(self, what: str, *values) -> None:
         for tool in list(self.tools):
             with self._or_leave(tool):
-                getattr(tool, what)(*values)
+                within_limit(getattr(tool, what), *values)
 
     @contextlib.contextmanager
     def _or_leave(self, tool):
         try:
             yield
-        except Exception as error:  # of another program: whatever it is, it must not end a run
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # another program's, sys.exit included: it must not end a run
             self.tools = [other for other in self.tools if other is not tool]
-            print(f"{self.name}: no more for {tool.package} ({type(error).__name__}: {error})", file=sys.stderr)
+            reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            print(one_line(f"{self.name}: no more for {tool.package} ({reason})"), file=sys.stderr)
+
+
+def within_limit(work: Callable, *arguments):
+    """What `work` returns or raises, or TimeoutError: then it is left to a thread of its own."""
+    outcome: list = []
+
+    def call() -> None:
+        try:
+            outcome.append((work(*arguments), None))
+        except BaseException as error:
+            outcome.append((None, error))
+
+    thread = threading.Thread(target=call, daemon=True)  # so that it cannot keep the process
+    thread.start()
+    thread.join(LONGEST_CALL)
+    if not outcome:
+        raise TimeoutError(f"no answer within {LONGEST_CALL:g} seconds")
+    result, error = outcome[0]
+    if error is not None:
+        raise error
+    return result
 
 
 def export(folder: RunFolder, tools: list[type]) -> bool:
@@ -186,7 +237,7 @@ def export(folder: RunFolder, tools: list[type]) -> bool:
         tracking = Tracking(tools, folder.folder, run.config, run.rows)
         if run.result:
             tracking.finish(run.result)
-        tracking.close()
+        tracking.close(failed=not run.result and run.failure is not None)
         return len(tracking.tools) == len(tools)
 
 
