@@ -54,7 +54,8 @@ def relocated(text: str, folder: Path, kind: str) -> str:
 
 def draw(options) -> int:
     from report.explore import write_page, write_runs
-    from report.studies import STUDIES, View, collect, read_source
+    from report.results import collect
+    from report.studies import STUDIES, View, read_source
 
     start = time.perf_counter()
     if options.collect:

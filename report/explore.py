@@ -9,10 +9,11 @@ import re
 from dataclasses import MISSING, fields
 from pathlib import Path
 
-from report.studies import Record, Source, data_name, summary
+from report.results import data_name
+from report.studies import Source, summary
 from report.variance import grids, shares
 from store.files import UserError, as_csv, make_folder, write_file
-from store.run import COLUMNS
+from store.run import COLUMNS, Run
 from store.settings import Settings
 
 TEMPLATE = Path(__file__).with_name("explore.html")
@@ -28,7 +29,7 @@ FLAT = ("name", *SETTINGS, "data", "device", "state", "epochs", "best_epoch", *R
 # One flat table
 
 
-def flat(run: Record) -> dict:
+def flat(run: Run) -> dict:
     """All of a run but its curves, a value per column; results as in the report's other tables."""
     values = {key: run.config.get(key, usual) for key, usual in SETTINGS.items()} | {
         "network": run.network, "name": run.name, "data": data_name(run),
@@ -93,7 +94,7 @@ def page_data(source: Source) -> dict:
                       for network, grid in found["val_acc"].items()]}
 
 
-def page_run(run: Record) -> dict:
+def page_run(run: Run) -> dict:
     """A run and its curves. Runs of one group differ in their seed alone."""
     return {**flat(run), "group": f"{run.network}/{run.setting}/{run.variant}/{run.fingerprint}",
             "machine": {name: value for key, part in run.config.items() if key not in SETTINGS

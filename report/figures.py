@@ -17,8 +17,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 from PIL import Image
 
-from report.studies import DROP_RATES, LEARNING_RATES, NETWORKS, SWEEP, Source, View
+from report.studies import DROP_RATES, LEARNING_RATES, SWEEP, Source, View
 from store.files import make_folder, write_file
+from store.settings import NETWORKS
 
 matplotlib.rcParams.update({
     "font.size": 9, "axes.titlesize": 10.5, "axes.titleweight": "bold", "axes.titlelocation": "left",
@@ -71,7 +72,6 @@ def catalogue(views: dict[str, View], source: Source) -> dict[str, Callable[[Fig
     for name, view in views.items():
         if name.endswith("learning_rates"):
             figures[name] = partial(learning_rates, view=view)
-            continue
         for split in view.study.splits:
             for quantity in QUANTITIES:
                 figures[f"{name}_{split}_{quantity}"] = partial(curves, view=view, split=split, quantity=quantity)
@@ -212,7 +212,7 @@ def heat_maps(figure: Figure, view: View) -> None:
 
 def learning_rates(figure: Figure, view: View) -> None:
     """What a few epochs reach over the learning rate, with and without BatchNorm: accuracy and loss."""
-    if not view.curves:
+    if not view.failed and not any(view.complete(label) for label in view.curves):
         nothing(figure, view.study.title, view.study.command)
         return
     for axes, key, factor in zip(pair(figure), ("val_acc", "val_loss"), (100, 1), strict=True):

@@ -12,31 +12,22 @@ from typing import NamedTuple
 
 import numpy as np
 
-from report.studies import BASES, DROP_RATES, Curve, View
+from report.studies import BASES, DROP_RATES, Curve, View, quarter
 
 HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided"
 MARGIN = 0.01  # accuracies that differ by less are about the same
 
 
-def t_quantile(freedom: int, probability: float = 0.975) -> float:
-    """The quantile of Student's t distribution; its distribution function is a finite sum for whole degrees.
+def t_quantile(freedom: float, probability: float = 0.975) -> float:
+    """The quantile of Student's t distribution, from a table of its distribution function.
 
-    Abramowitz and Stegun 26.7.3 and 26.7.4, solved by bisection of the angle atan(t / sqrt(freedom)).
+    t = sqrt(freedom) tan(angle), and the angle's density is proportional to cos(angle)^(freedom - 1).
     """
-    def within(angle: float) -> float:  # the probability of [-t, t]
-        cosine, term = math.cos(angle), math.cos(angle) if freedom % 2 else 1.0
-        total = term if freedom > 1 else 0.0
-        for k in range(3 if freedom % 2 else 2, freedom - 1, 2):
-            term *= cosine ** 2 * (k - 1) / k
-            total += term
-        total *= math.sin(angle)
-        return 2 / math.pi * (angle + total) if freedom % 2 else total
-
-    low, high = 0.0, math.pi / 2
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if within(middle) < 2 * probability - 1 else (low, middle)
-    return math.sqrt(freedom) * math.tan(low)
+    angles = np.linspace(0, math.pi / 2, 100_001)
+    density = np.cos(angles) ** (freedom - 1)
+    below = np.cumsum((density[1:] + density[:-1]) / 2)
+    angle = np.interp(2 * probability - 1, below / below[-1], angles[1:])
+    return math.sqrt(freedom) * math.tan(angle)
 
 
 class Estimate(NamedTuple):
@@ -138,13 +129,6 @@ def over(curve: Curve | None, measure: Callable[[list[dict]], float]) -> Estimat
     return estimate(list(curve.by_seed(measure).values()), curve) if curve else None
 
 
-def quarter(rows: list[dict], key: str, back: int = 0) -> float:
-    """The mean of a metric over the last quarter of the epochs, or over the one `back` quarters before."""
-    n = max(1, len(rows) // 4)
-    part = rows[max(0, len(rows) - (back + 1) * n):len(rows) - back * n]
-    return float(np.mean([row[key] for row in part or rows[:1]]))
-
-
 def gap(rows: list[dict]) -> float:
     return quarter(rows, "val_loss") - quarter(rows, "train_loss")
 
@@ -189,7 +173,7 @@ def findings(views: dict[str, View]) -> list[Finding]:
         Finding(5, "Dropout improves the CNN's validation accuracy and worsens its training accuracy", [
             Check("validation accuracy, with − without", dropout["CNN"]),
             Check("training accuracy, without − with",
-                  difference(ablation("CNN", False, True), full["CNN"], "train_acc"))]),
+                  difference(ablation("CNN", False, True), full["CNN"], "last_train_acc"))]),
         Finding(6, "Dropout leaves the MLP's validation accuracy about as it was", [
             Check("validation accuracy, with − without", dropout["MLP"], SAME)]),
         Finding(7, "Batch normalization improves validation accuracy or leaves it", [
@@ -199,14 +183,14 @@ def findings(views: dict[str, View]) -> list[Finding]:
             Check(f"validation accuracy at drop rate {p}, 2d − 1d",
                   difference(kinds["2d"][p], kinds["1d"][p], "val_acc")) for p in DROP_RATES[1:]]),
         Finding(9, "Training accuracy falls as the drop rate rises", [
-            Check(f"{n}, training accuracy, {p} − {q}", difference(drops[n][p], drops[n][q], "train_acc"))
+            Check(f"{n}, training accuracy, {p} − {q}", difference(drops[n][p], drops[n][q], "last_train_acc"))
             for n in bases for p, q in steps]),
         Finding(10, "Validation accuracy peaks at drop rate 0.2", [
             Check(f"{n}, validation accuracy, 0.2 − {p}", difference(drops[n][0.2], drops[n][p], "val_acc"))
             for n in bases for p in DROP_RATES if p != 0.2]),
         Finding(11, "The MLP's training accuracy falls as the batch size rises, its validation accuracy rises first "
                     "and falls then", [
-            *(Check(f"training accuracy, {b} − {2 * b}", difference(sizes[b], sizes[2 * b], "train_acc"))
+            *(Check(f"training accuracy, {b} − {2 * b}", difference(sizes[b], sizes[2 * b], "last_train_acc"))
               for b in (512, 1024, 2048)),
             *(Check(f"validation accuracy, {peak} − {b}", difference(sizes[peak], sizes[b], "val_acc"))
               for b in (512, 4096))]),

@@ -1,174 +1,99 @@
-"""The studies of the report, and the runs that they are made of: the user's own, or the published ones in results/.
+"""The studies of the report: which runs belong together, and how far each study has come."""
 
-    results/<mlp|cnn>.json    configuration, result and failure of each run, a line per run
-    results/<mlp|cnn>.csv     metrics.csv of all runs, with the run's name in the first column
-    results/theory.json       what theory.py measured on the networks themselves
-    results/data.json         names for data sets that the runs know by their fingerprint alone
-
-`collect` writes the first three from a folder of runs. Nothing in here imports torch.
-"""
-
-import csv
-import json
+import dataclasses
 import math
 import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from store.files import ROOT, UserError, as_csv, make_folder, read_json, write_file
-from store.run import COLUMNS, RunFolder, metrics_row
+from report.results import RESULTS, data_name, read_object, read_results, read_runs, version
+from store.files import UserError
+from store.run import Run
+from store.settings import DEFAULTS, NETWORKS, Settings
 
-RESULTS = ROOT / "results"
-NETWORKS = ("mlp", "cnn")
-EPOCHS = {"mlp": 20, "cnn": 50}
-BASES = {"mlp": "1024_0.001_0.2", "cnn": "128_0.001_0.2"}  # what ablations and learning rates depart from
+EPOCHS = {network: DEFAULTS[network]["num_epochs"] for network in NETWORKS}
+BASES = {network: "_".join(map(str, list(DEFAULTS[network].values())[:3])) for network in NETWORKS}
+BATCH_SIZES = {"mlp": (512, 1024, 2048, 4096), "cnn": (128, 256, 512, 1024)}
 DROP_RATES = (0.0, 0.2, 0.4, 0.6, 0.8)
 LEARNING_RATES = (0.001, 0.0005, 0.0001)
-SWEEP = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # learning rates, with and without BatchNorm
+SWEEP = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # learning rates
+HIDDEN_SIZES = (50, 100, 200, 400, 800, 1600)
+DECAYS = (0.01, 0.03, 0.1, 0.3, 1.0)
+RATES_AGAINST_DECAY = (0.0, 0.1, 0.2, 0.4, 0.6)
+TRAIN_IMAGES = (1000, 2500, 5000, 10000, 20000, 40000)
+SMALL_BATCHES = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+NORMS = {"with": "False", "without": "True", "detached": "False"}  # arms, as without_BatchNorm
+PATCHES = (32, 16, 8, 4, 2, 1)  # pixels a side; 32 is the whole image
+OF_STUDIES = {"hidden_size": None, "train_images": None, "weight_decay": 0.0,
+              "detach_statistics": False, "shuffled_patches": None}  # settings that studies vary
 
 
-@dataclass(frozen=True)
-class Record:
-    """What is known of one run. Its name is SETTING_seedSEED, and _VARIANT if it departs from the defaults."""
+def experiment(settings: Settings) -> str:
+    """A run's name without the seed, the same for settings that are one network.
 
-    network: str
-    name: str
-    config: dict
-    rows: list[dict]
-    result: dict | None = None
-    failure: dict | None = None
-
-    @cached_property
-    def _parts(self) -> tuple[str, str, str]:
-        match = re.fullmatch(r"(.+)_seed(\d+)(?:_(.+))?", self.name)
-        return match.groups(default="") if match else (self.name, "0", "")
-
-    setting = property(lambda self: self._parts[0])
-    seed = property(lambda self: int(self._parts[1]))
-    variant = property(lambda self: self._parts[2])
-
-    @property
-    def fingerprint(self) -> str:
-        return self.config.get("data", {}).get("fingerprint", "")
-
-    @property
-    def classes(self) -> int:
-        """How many classes its data has; as many as CIFAR-10 where that is not known."""
-        classes = self.config.get("data", {}).get("classes")
-        return len(classes) if isinstance(classes, list) and classes else 10
-
-    @property
-    def num_epochs(self) -> int:
-        epochs = self.config.get("num_epochs")
-        return epochs if isinstance(epochs, int) else len(self.rows)
-
-
-def read_runs(folder: Path) -> list[Record]:
-    """The runs in a RUNS_DIR, finished or not."""
-    runs = [(network, RunFolder(path)) for network in NETWORKS for path in sorted((folder / network).glob("*_seed*"))]
-    return [Record(network, run.name, config, run.metrics(), run.result(), run.failure())
-            for network, run in runs if (config := run.config())]
-
-
-def read_results(folder: Path = RESULTS) -> list[Record]:
-    """The published runs."""
-    records = []
-    for network in NETWORKS:
-        runs = read_json(folder / f"{network}.json") or {}
-        rows: dict[str, list[dict]] = {name: [] for name in runs}
-        if runs:
-            with open(folder / f"{network}.csv", newline="", encoding="utf-8") as file:
-                for row in csv.DictReader(file):
-                    rows[row["name"]].append(metrics_row(row))
-        records += [Record(network, name, run["config"], rows[name], run["result"], run["failure"])
-                    for name, run in runs.items()]
-    return records
-
-
-def collect(runs_dir: Path, folder: Path = RESULTS) -> list[str]:
-    """Take the finished and failed runs of RUNS_DIR, and its theory.json, into results/; returns their names.
-
-    Runs that are there already are replaced, unless they have more epochs. The bytes written follow from the
-    runs alone, whatever the order in which they were collected.
+    Drop rate 0 is without dropout, whatever its type.
     """
-    known = {(record.network, record.name): record for record in read_results(folder)}
-    ended = [record for record in read_runs(runs_dir) if record.result or record.failure]
-    new = [record for record in ended if (record.network, record.name) not in known
-           or len(record.rows) >= len(known[record.network, record.name].rows)]
-    theory = read_json(runs_dir / "theory.json")
-    if not ended and theory is None:
-        raise UserError(f"no finished runs in {runs_dir}; ./run_grid.sh STUDY --runs_dir {runs_dir} makes them")
-    known |= {(record.network, record.name): record for record in new}
-    make_folder(folder)
-    for network in NETWORKS:
-        records = [known[key] for key in sorted(known) if key[0] == network]
-        if records:
-            lines = [f"{json.dumps(record.name)}: "
-                     + json.dumps({key: getattr(record, key) for key in ("config", "result", "failure")})
-                     for record in records]
-            write_file(folder / f"{network}.json", ("{\n" + ",\n".join(lines) + "\n}\n").encode())
-            rows = ({"name": record.name, **row} for record in records for row in record.rows)
-            write_file(folder / f"{network}.csv", as_csv(("name", *COLUMNS), rows))
-    if theory is not None:
-        write_theory(folder / "theory.json", theory)
-    return [f"{record.network}/{record.name}" for record in new]
+    if settings.without_dropout or settings.drop_rate == 0:
+        settings = dataclasses.replace(settings, drop_rate=0.0, without_dropout=False,
+                                       dropout_type=settings.dropout_type and "2d")
+    plain = Settings(**{name: getattr(settings, name) for name in (
+        "network", "batch_size", "learning_rate", "drop_rate", "seed", "num_epochs",
+        "without_BatchNorm", "without_dropout", "dropout_type", *OF_STUDIES)})
+    return "_".join(filter(None, (plain.setting, plain.variant)))
 
 
-def write_theory(path: Path, theory: dict) -> None:
-    """Bring `theory` ({network: {topic: value}}) into the file, which keeps its other topics; a line per topic."""
-    old = read_json(path) or {}
-    merged = {network: old.get(network, {}) | theory.get(network, {}) for network in NETWORKS
-              if network in old or network in theory}
-    blocks = [f"{json.dumps(network)}: {{\n" + ",\n".join(f"{json.dumps(topic)}: {json.dumps(topics[topic])}"
-                                                          for topic in sorted(topics)) + "\n}"
-              for network, topics in merged.items()]
-    write_file(path, ("{\n" + ",\n".join(blocks) + "\n}\n").encode())
-
-
-def data_name(record: Record) -> str:
-    """The data of a run in words."""
-    data = record.config.get("data", {})
-    name = (read_json(RESULTS / "data.json") or {}).get(data.get("fingerprint"))
-    source = data.get("source", "unknown data")
-    return name or {"official": "CIFAR-10", "synthetic": "generated data, not CIFAR-10"}.get(source, source)
+def kind(run: Run) -> tuple[str, str]:
+    """What runs must share to be in one report: all settings that no study varies, and the data."""
+    return dataclasses.replace(run.settings, **OF_STUDIES).variant, run.fingerprint
 
 
 class Source:
     """All runs of one place, and of each network those that can be compared.
 
-    Runs on other data, or with another precision, augmentation and so on, are other experiments. Of each
-    network the commonest kind is `chosen`; `notes` says what is left out.
+    Runs on other data, or with another precision, augmentation and so on, are other experiments. Of
+    each network the commonest kind is `chosen`, {experiment: {seed: run}}; `notes` says what is left
+    out. Runs that tell their code take the place of those that do not.
     """
 
-    def __init__(self, records: list[Record], theory: dict | None = None):
-        self.records = [record for record in records if record.rows or record.failure]
+    def __init__(self, records: list[Run], theory: dict | None = None):
+        self.records = [run for run in records if run.rows or run.failure]
         self.theory = theory or {}
-        self.chosen: dict[str, dict[str, dict[int, Record]]] = {network: {} for network in NETWORKS}
+        self.chosen: dict[str, dict[str, dict[int, Run]]] = {network: {} for network in NETWORKS}
         self.data: dict[str, str] = {}
         self.fingerprint: dict[str, str] = {}
         self.classes: dict[str, int] = {}  # how many
         self.notes = []
         for network in NETWORKS:
-            kinds = Counter((record.variant, record.fingerprint) for record in self.of(network))
+            runs = [run for run in self.of(network) if run.settings]
+            kinds = Counter(map(kind, runs))
             if not kinds:
                 continue
-            kind = max(kinds, key=lambda kind: (kinds[kind], kind[0] == "", kind))
-            for record in self.of(network):
-                if (record.variant, record.fingerprint) == kind:
-                    self.chosen[network].setdefault(record.setting, {})[record.seed] = record
-                    self.data[network] = data_name(record) + (f" ({kind[0]})" if kind[0] else "")
-                    self.classes[network] = record.classes
-            self.fingerprint[network] = kind[1]
-            self.notes += [f"{network}: {count} {variant or 'default'} runs on other data or with other options are "
-                           "not in the studies" for (variant, _), count in kinds.items() if (variant, _) != kind]
+            common = max(kinds, key=lambda each: (kinds[each], each[0] == "", each))
+            self.choose(network, [run for run in runs if kind(run) == common])
+            self.fingerprint[network] = common[1]
+            self.notes += [f"{network}: {count} {variant or 'default'} runs on other data or with other "
+                           "options are not in the studies"
+                           for (variant, data), count in kinds.items() if (variant, data) != common]
 
-    def of(self, network: str) -> list[Record]:
-        return [record for record in self.records if record.network == network]
+    def choose(self, network: str, runs: list[Run]) -> None:
+        variant = kind(runs[0])[0]
+        self.data[network] = data_name(runs[0]) + (f" ({variant})" if variant else "")
+        self.classes[network] = runs[0].classes
+        chosen = self.chosen[network]
+        for run in runs:
+            seeds = chosen.setdefault(experiment(run.settings), {})
+            seeds[run.seed] = max(run, seeds.get(run.seed, run), key=lambda run: (
+                version(run) != "", len(run.rows), run.name.startswith(experiment(run.settings))))
+        for name, seeds in chosen.items():
+            if any(map(version, seeds.values())):
+                chosen[name] = {seed: run for seed, run in seeds.items() if version(run)}
+
+    def of(self, network: str) -> list[Run]:
+        return [run for run in self.records if run.network == network]
 
 
 @dataclass(frozen=True)
@@ -181,8 +106,8 @@ class Study:
     title: str
     epochs: int  # that the command trains for, if nothing else is asked
     settings: dict[str, str] = field(default_factory=dict)
-    more: str = ""  # a pattern of settings that belong to it too, if somebody made them
-    splits: tuple[str, ...] = ("train", "val")
+    more: str = ""  # a pattern of experiments that belong to it too, if somebody made them
+    splits: tuple[str, ...] = ("train", "val")  # of its figures of curves
 
     @property
     def is_grid(self) -> bool:
@@ -194,43 +119,86 @@ def _plain(label: str) -> str:
 
 
 def _studies() -> dict[str, Study]:
-    grids = {"mlp": (512, 1024, 2048, 4096), "cnn": (128, 256, 512, 1024)}
+    """Those of the older report, and the learning rates."""
     flags = [f"{norm}_{dropout}" for norm in (False, True) for dropout in (False, True)]
     studies = []
-    for network, batch_sizes in grids.items():
+    for network, batch_sizes in BATCH_SIZES.items():
         labels = [f"{b}_{lr}_{p}" for b in batch_sizes for lr in LEARNING_RATES for p in DROP_RATES]
         end = "_2d" if network == "cnn" else ""
         name, base, epochs = network.upper(), BASES[network], EPOCHS[network]
-        studies.append(Study(name, network, f"./run_grid.sh {network}", f"{name} grid", epochs,
-                             {label: _plain(label) + end for label in labels}, splits=("train", "val", "test")))
-        studies.append(Study(f"{name}_ablation", network, "./run_grid.sh ablation",
-                             f"{name}, ablation", epochs,
-                             {f"{base}_{flag}": f"{base}_{flag}{end}" for flag in flags}))
-        studies.append(Study(f"{name}_learning_rates", network, f"python theory.py rates --network {network}",
-                             f"{name}: learning rate", 5,
-                             {f"{lr}_{norm}": f"{base.replace('0.001', str(lr))}_{norm}_False{end}"
-                              for norm in (False, True) for lr in SWEEP}))
+        studies += [
+            Study(name, network, f"./run_grid.sh {network}", f"{name} grid", epochs,
+                  {label: _plain(label) + end for label in labels}, splits=("train", "val", "test")),
+            Study(f"{name}_ablation", network, "./run_grid.sh ablation", f"{name}, ablation", epochs,
+                  {f"{base}_{flag}": f"{base}_{flag}{end}" for flag in flags}),
+            Study(f"{name}_learning_rates", network, f"python theory.py rates --network {network}",
+                  f"{name}: learning rate", 5,
+                  {f"{lr}_{norm}": f"{base.replace('0.001', str(lr))}_{norm}_False{end}"
+                   for norm in (False, True) for lr in SWEEP}, splits=())]
     rates = [f"128_0.001_{p}" for p in DROP_RATES]
     studies += [
-        Study("dimention", "cnn", "./run_grid.sh dropout_type", "CNN, dropping values (1d) or maps (2d)", EPOCHS["cnn"],
-              {f"{rate}_{kind}": f"{_plain(rate)}_{kind}" for kind in ("1d", "2d") for rate in rates},
+        Study("dimention", "cnn", "./run_grid.sh dropout_type", "CNN, dropping values (1d) or maps (2d)",
+              EPOCHS["cnn"],
+              {f"{rate}_{type}": f"{_plain(rate)}_{type}" for type in ("1d", "2d") for rate in rates},
               r"(128_0.001_[\d.]+)_False_False(_[12]d)"),
         Study("dropout", "cnn", "./run_grid.sh drop_rate", "CNN, drop rate", EPOCHS["cnn"],
-              {rate: _plain(rate) + "_2d" for rate in rates}, r"(128_0.001_[\d.]+)_False_False_2d()"),
+              {rate: _plain(rate) + "_2d" for rate in rates},
+              r"(128_0.001_[\d.]+)_False_False_2d()"),
         Study("batchsize", "mlp", "./run_grid.sh batch_size", "MLP, batch size", EPOCHS["mlp"],
-              {f"{b}_0.001_0.0": _plain(f"{b}_0.001_0.0") for b in grids["mlp"]}, r"(\d+_0.001_0.0)_False_False()")]
+              {f"{b}_0.001_0.0": _plain(f"{b}_0.001_0.0") for b in BATCH_SIZES["mlp"]},
+              r"(\d+_0.001_0.0)_False_False()")]
     return {study.name: study for study in studies}
 
 
-STUDIES = _studies()
+def _arguments() -> dict[str, Study]:
+    """For what the older report argues and never measured."""
+    base = _plain(BASES["mlp"])
+    studies = [
+        Study("capacity", "mlp", "./run_grid.sh capacity", "MLP, hidden size", 20,
+              {f"{size}_{p}": f"{_plain(f'1024_0.001_{p}')}_hidden{size}"
+               for size in HIDDEN_SIZES for p in DROP_RATES}),
+        Study("weight_decay", "mlp", "./run_grid.sh weight_decay", "MLP, dropout or weight decay", 100,
+              {f"drop_{p}": _plain(f"1024_0.001_{p}") for p in RATES_AGAINST_DECAY}
+              | {f"decay_{decay}": f"1024_0.001_0.0_False_False_decay{decay}" for decay in DECAYS}),
+        Study("data_size", "mlp", "./run_grid.sh data_size", "MLP, number of training images", 40,
+              {f"{n}_{p}": _plain(f"128_0.001_{p}") + (f"_images{n}" if n < TRAIN_IMAGES[-1] else "")
+               for n in TRAIN_IMAGES for p in DROP_RATES[:4]}),
+        Study("batch_norm", "mlp", "./run_grid.sh batch_norm", "MLP, batch normalization by batch size",
+              20, {f"{b}_{arm}": f"{b}_0.001_0.2_{without}_False" + "_detached" * (arm == "detached")
+                   for arm, without in NORMS.items() for b in SMALL_BATCHES})]
+    for network in NETWORKS:
+        base = _plain(BASES[network]) + "_2d" * (network == "cnn")
+        studies.append(Study(
+            f"{network.upper()}_shuffled_patches", network, "./run_grid.sh shuffled_patches",
+            f"{network.upper()}, shuffled patches", 10,
+            {str(size): base + (f"_patches{size}" if size < PATCHES[0] else "") for size in PATCHES}))
+    return {study.name: dataclasses.replace(study, splits=()) for study in studies}
+
+
+ARGUMENTS = _arguments()
+STUDIES = _studies() | ARGUMENTS
 
 
 def summary(rows: list[dict]) -> dict[str, float]:
-    """A run in numbers: training at the last epoch, the best of validation, test at the best validation accuracy."""
+    """A run in numbers.
+
+    Accuracies, test loss and `best_epoch` are those of the best validation accuracy (the first, if
+    several are equal), `val_loss` is the lowest. last_… and quarter_… are those of the last epoch
+    and the mean of the last quarter.
+    """
     best = max(rows, key=lambda row: row["val_acc"])
-    return {"train_acc": rows[-1]["train_acc"], "train_loss": rows[-1]["train_loss"],
-            "val_acc": best["val_acc"], "val_loss": min(row["val_loss"] for row in rows),
-            "test_acc": best["test_acc"], "test_loss": best["test_loss"], "best_epoch": best["epoch"]}
+    metrics = ("train_acc", "train_loss", "val_acc", "val_loss", "test_acc", "test_loss")
+    return {key: best[key] for key in metrics} | {
+        "best_epoch": best["epoch"], "val_loss": min(row["val_loss"] for row in rows),
+        **{f"last_{key}": rows[-1][key] for key in metrics},
+        **{f"quarter_{key}": quarter(rows, key) for key in metrics}}
+
+
+def quarter(rows: list[dict], key: str, back: int = 0) -> float:
+    """The mean of a metric over the last quarter of the epochs, or over one `back` quarters before."""
+    n = max(1, len(rows) // 4)
+    part = rows[max(0, len(rows) - (back + 1) * n):len(rows) - back * n]
+    return float(np.mean([row[key] for row in part or rows[:1]]))
 
 
 @dataclass
@@ -238,7 +206,7 @@ class Curve:
     """One setting of a study: its seeds, all over the same number of epochs."""
 
     label: str
-    runs: dict[int, Record]
+    runs: dict[int, Run]
     epochs: int
 
     def values(self, key: str) -> np.ndarray:
@@ -262,9 +230,9 @@ class Curve:
 class View:
     """A study as far as its runs have come.
 
-    `epochs` is the number that most of its settings were asked for, of equals the lowest; what has more is cut
-    there, so that all are compared after equally many. `curves` come best first: lowest validation loss over the
-    epochs, mean over seeds. `missing` names what is not there, not finished or failed.
+    `epochs` is the commonest requested length (ties: the shorter); longer runs are cut, so that all
+    are compared after equally many. `curves` come best first: lowest validation loss over the epochs,
+    mean over seeds. `missing` names what is not there, not finished or failed.
     """
 
     def __init__(self, study: Study, source: Source):
@@ -275,26 +243,30 @@ class View:
         self.missing: list[str] = []
         self.failed: dict[str, str] = {}
         chosen = source.chosen[study.network]
-        self.settings = dict(study.settings)
-        for setting in chosen if study.more else ():
-            if match := re.fullmatch(study.more, setting):
-                self.settings.setdefault("".join(match.groups()), setting)
-        found = {label: chosen.get(setting, {}) for label, setting in self.settings.items()}
-        asked = Counter(max(run.num_epochs for run in seeds.values()) for seeds in found.values() if seeds)
+        self.settings = {label: experiment(Settings.parse(study.network, name))
+                         for label, name in study.settings.items()}
+        for name in chosen if study.more else ():
+            if match := re.fullmatch(study.more, name):
+                self.settings.setdefault("".join(match.groups()), name)
+        found = {label: chosen.get(name, {}) for label, name in self.settings.items()}
+        asked = Counter(max(run.num_epochs for run in seeds.values())
+                        for seeds in found.values() if seeds)
         self.epochs = max(asked, key=lambda epochs: (asked[epochs], -epochs)) if asked else 0
-        curves = []
-        for label, seeds in found.items():
-            epochs = min(self.epochs, max((len(run.rows) for run in seeds.values()), default=0))
-            failures = [run.failure for run in seeds.values() if run.failure]
-            if failures:
-                self.failed[label] = failures[0].get("reason", "")
-            if epochs:
-                curves.append(Curve(label, {seed: run for seed, run in sorted(seeds.items())
-                                            if len(run.rows) >= epochs}, epochs))
-            if epochs < self.epochs or not epochs:
-                state = f" (failed: {self.failed[label]})" if failures else f" ({epochs} of {self.epochs} epochs)"
-                self.missing.append(label + (state if epochs or failures else ""))
-        self.curves = {curve.label: curve for curve in sorted(curves, key=lambda curve: curve.mean("val_loss"))}
+        curves = [curve for label, seeds in found.items() if (curve := self.curve(label, seeds))]
+        self.curves = {curve.label: curve
+                       for curve in sorted(curves, key=lambda curve: curve.mean("val_loss"))}
+
+    def curve(self, label: str, seeds: dict[int, Run]) -> Curve | None:
+        """What there is of a setting: the seeds that have come farthest, if any have begun."""
+        epochs = min(self.epochs, max((len(run.rows) for run in seeds.values()), default=0))
+        failures = [run.failure for run in seeds.values() if run.failure]
+        if failures:
+            self.failed[label] = failures[0].get("reason", "")
+        if epochs < self.epochs or not epochs:
+            state = f" ({epochs} of {self.epochs} epochs)" if epochs else ""
+            self.missing.append(label + (f" (failed: {self.failed[label]})" if failures else state))
+        return Curve(label, {seed: run for seed, run in sorted(seeds.items())
+                             if len(run.rows) >= epochs}, epochs) if epochs else None
 
     def complete(self, label: str) -> Curve | None:
         """The curve of that name, if it has all its epochs."""
@@ -302,13 +274,41 @@ class View:
         return curve if curve and curve.epochs == self.epochs else None
 
     @property
+    def runs(self) -> list[Run]:
+        return list({run.name: run for curve in self.curves.values()
+                     for run in curve.runs.values()}.values())
+
+    @property
+    def versions(self) -> Counter:
+        """How many of its runs each version of the code made; '' is one that is not recorded."""
+        return Counter(map(version, self.runs))
+
+    @property
+    def devices(self) -> Counter:
+        return Counter(str(run.config.get("processor", "unknown")) for run in self.runs)
+
+    @property
+    def origin(self) -> str:
+        """Of how many versions of the code and devices its runs are."""
+        versions = ", ".join(f"{name or 'not recorded'}: {n}" for name, n in self.versions.most_common())
+        return (f"{len(self.versions)} version{'s' * (len(self.versions) > 1)} of the code ({versions} "
+                f"runs), {len(self.devices)} processor{'s' * (len(self.devices) > 1)}")
+
+    @property
+    def is_of_one(self) -> bool:
+        """Whether one known version of the code made all its runs, on one kind of device."""
+        return len(self.versions) == len(self.devices) == 1 and "" not in self.versions
+
+    @property
     def command(self) -> str:
-        """What makes its runs, as far as all settings have them: with the epochs, and the seeds if they are several."""
-        seeds = sorted(set.intersection(*(set(curve.runs) for curve in self.curves.values()))) if self.curves else []
+        """What makes its runs, with the epochs and seeds that all its settings have."""
+        seeds = [set(curve.runs) for curve in self.curves.values()]
+        common = sorted(set.intersection(*seeds)) if seeds else []
         if "theory.py" in self.study.command:
-            seeds = []  # it has no such flag
-        return (self.study.command + f" --num_epochs {self.epochs}" * (self.epochs not in (0, self.study.epochs))
-                + (f" --seed {' '.join(map(str, seeds))}" if len(seeds) > 1 else ""))
+            common = []  # it has no such flag
+        return (self.study.command
+                + f" --num_epochs {self.epochs}" * (self.epochs not in (0, self.study.epochs))
+                + (f" --seed {' '.join(map(str, common))}" if len(common) > 1 else ""))
 
     @property
     def guessing(self) -> dict[str, float]:
@@ -326,14 +326,13 @@ class View:
         return f"{low} seed{'s' * (low != 1)}" if low == high else f"{low} to {high} seeds"
 
 
-def read_source(runs_dir: Path | None) -> Source:
-    """The user's runs, or the published ones.
-
-    Raises UserError if there are none at all.
-    """
-    place = runs_dir or RESULTS
-    source = Source(read_runs(place) if runs_dir else read_results(), read_json(place / "theory.json"))
-    if not any(record.rows for record in source.records):
-        what = f"no runs in {place}" if place.is_dir() else f"there is no folder {place}"
-        raise UserError(f"{what}; ./run_grid.sh all{f' --runs_dir {place}' if runs_dir else ''} makes them")
+def read_source(runs_dir: Path | None, results: Path = RESULTS) -> Source:
+    """The user's runs, or the published ones; UserError if there are none at all."""
+    place = runs_dir or results
+    theory = read_object(place / "theory.json")
+    source = Source(read_runs(place) if runs_dir else read_results(place), theory)
+    if not any(run.rows for run in source.records):
+        found = f"no runs in {place}" if place.is_dir() else f"there is no folder {place}"
+        flag = f" --runs_dir {place}" if runs_dir else ""
+        raise UserError(f"{found}; ./run_grid.sh all{flag} makes them")
     return source

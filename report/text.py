@@ -14,11 +14,13 @@ from pathlib import Path
 import numpy as np
 
 from report.figures import SPLITS
-from report.findings import FAILS, HOLDS, MARGIN, UNDECIDED, Finding, findings, gap, over, rise
-from report.studies import BASES, EPOCHS, NETWORKS, SWEEP, Curve, Source, View, data_name, summary
+from report.findings import FAILS, HOLDS, MARGIN, UNDECIDED, Finding, findings
+from report.results import data_name, hours
+from report.studies import BASES, EPOCHS, SWEEP, Curve, Source, View, summary
 from store.files import ROOT, make_folder, write_file
+from store.settings import NETWORKS
 
-COLUMNS = {"train_acc": "training accuracy, last epoch", "val_acc": "best validation accuracy",
+COLUMNS = {"last_train_acc": "training accuracy, last epoch", "val_acc": "best validation accuracy",
            "val_loss": "lowest validation loss", "test_acc": "test accuracy", "test_loss": "test loss",
            "best_epoch": "best epoch"}
 PUBLISHED = {"mlp": (0.524, 1.367), "cnn": (0.7397, 0.7902)}  # test accuracy and loss in the older report
@@ -62,8 +64,7 @@ def write_tables(views: dict[str, View], found: list[Finding], folder: Path) -> 
     make_folder(folder)
     studies = {name: list(view.curves.values()) for name, view in views.items()}
     grids = {name: curves for name, curves in studies.items() if views[name].study.is_grid}
-    tables = {"best": [curves[0] for curves in grids.values() if curves], **studies,
-              **{f"{name}_top_ten": curves[:10] for name, curves in grids.items()}}
+    tables = {"best": [curves[0] for curves in grids.values() if curves], **studies}
     paths = []
     for name, curves in tables.items():
         header = ["network", "setting", "seeds", "epochs", *(f"{key}{end}" for key in COLUMNS for end in ("", "_sd"))]
@@ -153,13 +154,13 @@ def what_ran(views: dict[str, View], source: Source) -> str:
             for view in views.values()]
     lines = [markdown(["study", "settings finished", "epochs", "runs of each", "data", "command"], rows), ""]
     for network in NETWORKS:
-        hours: Counter = Counter()
+        trained: Counter = Counter()
         for record in source.of(network):
             machine = [f"{record.config.get('device')} ({record.config.get('processor')})",
                        f"threads: {record.config.get('threads')}",
                        *(f"{name} {version}" for name, version in sorted(record.config.get("versions", {}).items()))]
-            hours[", ".join(machine)] += sum(row["seconds"] for row in record.rows) / 3600
-        lines += [f"- {network.upper()}, {time:.1f} hours of training: {machine}" for machine, time in hours.items()]
+            trained[", ".join(machine)] += hours(record)
+        lines += [f"- {network.upper()}, {time:.1f} hours of training: {machine}" for machine, time in trained.items()]
     return "\n".join(lines)
 
 
@@ -179,37 +180,10 @@ def study(view: View, found: list[Finding]) -> str:
     parts.append(curve_table(curves[:10]))
     if view.study.is_grid:
         parts.append(f"All settings: [results/tables/{name}.md](results/tables/{name}.md).")
-    parts.append(what_curves_show(view))
     parts += [f"Claim {f.number}, '{f.claim}': **{f.verdict}**" + (f" ({f.reason})" if f.reason else "") + ".\n" +
               "\n".join(f"- {check} ({check.verdict})" for check in f.checks)
               for f in found if f.number in CLAIMS[name]]
     return "\n\n".join(parts)
-
-
-def what_curves_show(view: View) -> str:
-    """In sentences, what a reader sees in the figures of a study."""
-    curves = [curve for curve in view.curves.values() if curve.epochs == view.epochs]
-    if len(curves) < 2:
-        return "One setting alone compares with nothing."
-    sentences = []
-    for key, what in (("val_loss", "Lowest validation loss"), ("val_acc", "Best validation accuracy"),
-                      ("train_acc", "Training accuracy at the last epoch")):
-        order = sorted(curves, key=lambda curve: curve.mean(key))
-        sentences.append(f"{what}: from {value(order[0], key)} (`{order[0].label}`) to {value(order[-1], key)} "
-                         f"(`{order[-1].label}`).")
-    below = sum(over(curve, gap).mean > 0 for curve in curves)
-    rising = max(curves, key=lambda curve: over(curve, rise).mean)
-    count = sum(over(curve, rise).mean > 0 for curve in curves)
-    sentences.append(f"In the last quarter of the epochs training loss lies below validation loss in {below} of "
-                     f"{len(curves)} settings, and validation loss is higher than in the quarter before in {count}" +
-                     (f" (by {over(rising, rise).mean:.4f} in `{rising.label}`{', the most' * (count > 1)})."
-                      if count else "."))
-    if view.study.is_grid:
-        counts = [Counter(curve.label.split("_")[i] for curve in curves[:10]).most_common() for i in range(3)]
-        sentences.append("Among the ten best: " + "; ".join(
-            f"{what} " + ", ".join(f"{key} ({n})" for key, n in count)
-            for what, count in zip(("batch size", "learning rate", "drop rate"), counts, strict=True)) + ".")
-    return " ".join(sentences)
 
 
 def against_published(views: dict[str, View], found: list[Finding]) -> str:

@@ -1,23 +1,12 @@
-"""Measure what theory says about batch normalization and dropout, on the networks that finished runs have left.
+"""What theory says about batch normalization and dropout, measured on networks that runs have left.
 
-    bagging      squared error of averaged networks against v/k + (k - 1) c/k; of averaged dropout masks
-    statistics   how far a batch's mean and variance lie from the training set's; evaluation with them
-    rates        trains at nine learning rates from 0.0001 to 1, with and without batch normalization: 18 short runs
-    confusion    what the CNN with the best validation accuracy takes for what
-    filters      its first layer
-
-The numbers land in RUNS_DIR/theory.json, the runs of `rates` among the others; plot.py draws both. bagging and
-statistics take 1024_0.001_0.2 (MLP) and 128_0.001_0.2 (CNN), a network per seed, at its best validation accuracy.
-
-exit code: 0 done, 2 something for you to mend, such as runs that are not there
+Each topic below is a function of the networks and the data; theory.py at the top says what it does.
 """
 
-import argparse
 import itertools
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 from fast.machine import choose_device, keep_freed_memory  # before torch: says how its threads wait
 
@@ -28,10 +17,10 @@ from torch import Tensor, nn
 
 import cnn.model
 import mlp.model
-from lab.options import Parser, setting
 from layers import BatchNorm, Dropout
 from load_data import Data, Split, load_cifar_2d, load_cifar_4d, normalize
-from report.studies import BASES, NETWORKS, SWEEP, data_name, read_runs, write_theory
+from report.results import data_name, read_runs, write_theory
+from report.studies import BASES, SWEEP
 from store.files import ROOT, UserError
 from store.images import evaluation_batches, prepared
 from store.run import RunFolder
@@ -41,78 +30,69 @@ BUILD = {"mlp": mlp.model.build, "cnn": cnn.model.build}
 BATCH_SIZES = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 DRAWN = 200  # batches of each size
 MASKS = (1, 2, 4, 8, 16, 32, 64)
+SHIFTS = range(9)  # pixels
 
 
-def main() -> int:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument("topics", nargs="*", default=[*TOPICS, "rates"], metavar="TOPIC", help="default: all of them")
-    parser.add_argument("--network", nargs="+", choices=NETWORKS, default=NETWORKS, help="default: both")
-    parser.add_argument("--runs_dir", type=Path, default=ROOT / "runs", metavar="DIR",
-                        help="where the runs are; default: runs/ of this repository")
-    parser.add_argument("--data_dir", type=Path, default=ROOT / "data", metavar="DIR",
-                        help="the data set that they learned from; default: data/ of this repository")
-    parser.add_argument("--synthetic", action="store_true", help="they learned from the generated set")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto",
-                        help="auto (default) takes a GPU if there is one")
-    parser.add_argument("--num_epochs", type=setting("num_epochs"), default=5, metavar="N",
-                        help="of `rates`, default 5")
-    options = parser.parse_args()
-    if unknown := [topic for topic in options.topics if topic not in (*TOPICS, "rates")]:
-        parser.error(f"argument TOPIC: {unknown[0]!r} is not allowed, it must be one of {', '.join(TOPICS)}, rates")
+def measure_all(options) -> bool:
+    """Every topic asked for; returns whether there were networks for each."""
+    keep_freed_memory()
     complete = True
-    try:
-        keep_freed_memory()
-        for network in options.network:
-            for topic in options.topics:
-                if topic == "rates":
-                    learning_rates(network, options)
-                elif network == "cnn" or topic not in ("confusion", "filters"):
-                    complete &= measure(network, topic, options)
-    except UserError as error:
-        parser.exit(2, f"{parser.prog}: error: {error}\n")
-    return 0 if complete else 2
+    for network, topic in itertools.product(options.network, options.topics):
+        if topic == "rates":
+            learning_rates(network, options)
+        elif network == "cnn" or topic not in ("confusion", "filters"):
+            complete &= measure(network, topic, options)
+    return complete
 
 
 def learning_rates(network: str, options) -> None:
     """Short runs at every rate of the sweep. That some diverge is a result."""
-    command = [sys.executable, str(ROOT / network / "main.py"), "--num_epochs", str(options.num_epochs),
-               "--learning_rate", *map(str, SWEEP), "--runs_dir", str(options.runs_dir), "--device", options.device,
-               *(["--synthetic"] if options.synthetic else ["--data_dir", str(options.data_dir)])]
+    data = ["--synthetic"] if options.synthetic else ["--data_dir", str(options.data_dir)]
+    command = [sys.executable, str(ROOT / network / "main.py"), "--learning_rate", *map(str, SWEEP),
+               "--num_epochs", str(options.num_epochs), "--runs_dir", str(options.runs_dir),
+               "--device", options.device, *data]
     for flags in ([], ["--without_BatchNorm"]):
         if subprocess.run([*command, *flags]).returncode not in (0, 1):
             raise UserError("the runs could not be made, see above")
 
 
 def measure(network: str, topic: str, options) -> bool:
-    """Do one of the experiments and write what it measured; returns whether there were networks for it."""
-    records = [record for record in read_runs(options.runs_dir)
-               if record.network == network and record.result and record.variant == "synthetic" * options.synthetic]
-    if topic in ("bagging", "statistics"):
-        setting = f"{BASES[network]}_False_False" + "_2d" * (network == "cnn")
-        records = sorted((r for r in records if r.setting == setting), key=lambda record: record.seed)
-    else:
-        records = sorted(records, key=lambda record: record.result["val_acc"])[-1:]
-    if not records:
+    """Measure one topic and write it down; returns whether there were networks for it."""
+    runs = networks_for(network, topic, options)
+    if not runs:
         print(f"{network} {topic}: no finished runs for it in {options.runs_dir}; "
               f"./run_grid.sh ablation --runs_dir {options.runs_dir} makes them", file=sys.stderr)
         return False
     device = choose_device(options.device)
-    data = (load_cifar_4d if network == "cnn" else load_cifar_2d)(options.data_dir, options.synthetic)
-    if any(record.fingerprint != data.fingerprint for record in records):
-        raise UserError(f"runs in {options.runs_dir} learned from other data than {options.data_dir}; name theirs")
-    build = BUILD[network]
-    trained = [read_trained(RunFolder(options.runs_dir / network / record.name), network, build)
-               for record in records]
+    load = load_cifar_4d if network == "cnn" else load_cifar_2d
+    data = load(options.data_dir, options.synthetic)
+    if any(run.fingerprint != data.fingerprint for run in runs):
+        raise UserError(f"runs in {options.runs_dir} learned from other data than {options.data_dir}; "
+                        "name theirs")
+    trained = [read_trained(RunFolder(options.runs_dir / network / run.name), network, BUILD[network])
+               for run in runs]
     data = prepared(data, trained[0].settings, device)
     torch.manual_seed(0)
     with torch.inference_mode():
-        result = TOPICS[topic]([restore(one, build, device) for one in trained], data)
+        networks = [restore(one, BUILD[network], device) for one in trained]
+        result = TOPICS[topic](networks, data)
     result = json.loads(json.dumps(result), parse_float=lambda text: round(float(text), 6))
+    names = [run.name for run in runs]
     write_theory(options.runs_dir / "theory.json", {network: {topic: {
-        "data": data_name(records[0]), "setting": records[0].setting, "runs": [record.name for record in records],
-        **result}}})
-    print(f"{network} {topic}: measured on {', '.join(record.name for record in records)}")
+        "data": data_name(runs[0]), "setting": runs[0].setting, "runs": names, **result}}})
+    print(f"{network} {topic}: measured on {', '.join(names)}")
     return True
+
+
+def networks_for(network: str, topic: str, options) -> list:
+    """The runs whose networks a topic takes: of the base setting one per seed, or the best."""
+    variant = "synthetic" * options.synthetic
+    runs = [run for run in read_runs(options.runs_dir)
+            if run.network == network and run.result and run.variant == variant]
+    if topic in ("confusion", "filters"):
+        return sorted(runs, key=lambda run: run.result["val_acc"])[-1:]
+    setting = f"{BASES[network]}_False_False" + "_2d" * (network == "cnn")
+    return sorted((run for run in runs if run.setting == setting), key=lambda run: run.seed)
 
 
 def switch(network: nn.Module, kind: type, training: bool) -> None:
@@ -128,11 +108,13 @@ def probabilities(network: nn.Module, split: Split) -> Tensor:
 
 
 def bagging(networks: list[nn.Module], data: Data) -> dict:
-    """v and c from the validation images, and the error of averages on the test images: over all choices of k
-    networks, and over dropout masks of one network (mean over the networks)."""
-    n, classes = len(networks), len(data.classes)
+    """v and c from the validation images, and the error of averages on the test images.
 
-    validation_truth, test_truth = (F.one_hot(split.labels.cpu(), classes) for split in (data.val, data.test))
+    Averaged are all choices of k networks, and dropout masks of one network (mean over networks).
+    """
+    n, classes = len(networks), len(data.classes)
+    validation_truth, test_truth = (F.one_hot(split.labels.cpu(), classes)
+                                    for split in (data.val, data.test))
 
     def score(answers: Tensor) -> Tensor:
         """Mean squared error and accuracy of class probabilities on the test images."""
@@ -145,7 +127,8 @@ def bagging(networks: list[nn.Module], data: Data) -> dict:
     v = products.diagonal().mean().item()
     c = ((products.sum() - products.trace()) / max(1, n * (n - 1))).item()
     single = [probabilities(network, data.test) for network in networks]
-    averaged = [torch.stack([score(sum(chosen) / k) for chosen in itertools.combinations(single, k)]).mean(0)
+    averaged = [torch.stack([score(sum(chosen) / k)
+                             for chosen in itertools.combinations(single, k)]).mean(0)
                 for k in range(1, n + 1)]
     masked = torch.zeros(len(MASKS), 2, dtype=torch.double)
     for network in networks:
@@ -155,14 +138,16 @@ def bagging(networks: list[nn.Module], data: Data) -> dict:
             total += probabilities(network, data.test)
             if mask in MASKS:
                 masked[MASKS.index(mask)] += score(total / mask) / n
-    (error, accuracy), (masked_error, masked_accuracy) = torch.stack(averaged).T.tolist(), masked.T.tolist()
-    return {"variance": v, "covariance": c, "predicted": [v / k + (k - 1) * c / k for k in range(1, n + 1)],
-            "measured": error, "accuracy": accuracy, "masks": MASKS, "masked": masked_error,
-            "masked_accuracy": masked_accuracy}
+    error, accuracy = torch.stack(averaged).T.tolist()
+    masked_error, masked_accuracy = masked.T.tolist()
+    return {"variance": v, "covariance": c,
+            "predicted": [v / k + (k - 1) * c / k for k in range(1, n + 1)],
+            "measured": error, "accuracy": accuracy, "masks": MASKS,
+            "masked": masked_error, "masked_accuracy": masked_accuracy}
 
 
 def statistics(networks: list[nn.Module], data: Data) -> dict:
-    """How far batch statistics lie from the training set's, and the test accuracy with them; mean over networks."""
+    """How far batch statistics lie from the training set's, and the test accuracy with them."""
     sizes = [n for n in BATCH_SIZES if n <= len(data.test.labels)]
     each = [[*distances(network, data.train, sizes), *accuracies(network, data, sizes)] for network in networks]
     keys = ("mean", "variance", "mean_theory", "variance_theory", "batch_accuracy", "running_accuracy")
@@ -171,13 +156,17 @@ def statistics(networks: list[nn.Module], data: Data) -> dict:
 
 
 def distances(network: nn.Module, split: Split, sizes: list[int]) -> tuple[list, list, float, float]:
-    """Root mean square distance of a batch's mean (in standard deviations) and variance (relative) from those of
-    all images, over channels and random batches, per size; and by what theory divides the square root of n."""
+    """How far a random batch's mean and variance lie from those of all images, for each size.
+
+    Root mean square over channels and batches, the mean's in standard deviations, the variance's
+    relative; and the two constants that theory divides by the square root of n.
+    """
     first = next(network.children())  # the first BatchNorm normalizes what it gives out
     moments = [torch.stack([x.mean(2), x.square().mean(2)]) for part, _ in evaluation_batches(split)
                for x in [first(part).cpu().double().reshape(len(part), first.weight.size(0), -1)]]
     moments = torch.cat(moments, 1)  # 2 x images x channels: over the positions of an image
-    moments = moments[:, :, (moments[1].mean(0) - moments[0].mean(0).square()) > 1e-12]  # channels that vary
+    varies = (moments[1].mean(0) - moments[0].mean(0).square()) > 1e-12
+    moments = moments[:, :, varies]
 
     def moments_to_statistics(moments: Tensor) -> tuple[Tensor, Tensor]:
         mean, square = moments.mean(1)
@@ -190,27 +179,29 @@ def distances(network: nn.Module, split: Split, sizes: list[int]) -> tuple[list,
 
     off_mean, off_variance = [], []
     for n in sizes:
-        batches = [moments_to_statistics(moments[:, torch.randperm(len(split.labels))[:n]]) for _ in range(DRAWN)]
+        batches = [moments_to_statistics(moments[:, torch.randperm(len(split.labels))[:n]])
+                   for _ in range(DRAWN)]
         off_mean.append(rms([(batch_mean - mean) / variance.sqrt() for batch_mean, _ in batches]))
         off_variance.append(rms([batch_variance / variance - 1 for _, batch_variance in batches]))
     around_mean = moments[1] - 2 * mean * moments[0] + mean.square()  # of an image: mean of (x - mean)^2
-    return off_mean, off_variance, rms(moments[0].std(0) / variance.sqrt()), rms(around_mean.std(0) / variance)
+    return (off_mean, off_variance, rms(moments[0].std(0) / variance.sqrt()),
+            rms(around_mean.std(0) / variance))
 
 
 def accuracies(network: nn.Module, data: Data, sizes: list[int]) -> tuple[list[float], float]:
-    """Test accuracy when batches of n normalize by their own statistics, for each size, and by the running ones."""
+    """Test accuracy when batches of n normalize by their own statistics, and by the running ones."""
     images, labels = data.test
 
     def accuracy(n: int) -> float:
         order = torch.randperm(len(labels)).to(labels.device)
         right = torch.zeros((), device=labels.device)
         for batch in order.split(n):
-            whole = torch.cat([batch, order[:n - len(batch)]])  # the last one is filled up with other images
+            whole = torch.cat([batch, order[:n - len(batch)]])  # the last is filled with others
             right += (network(normalize(images[whole])).argmax(1) == labels[whole])[:len(batch)].sum()
         return right.item() / len(labels)
 
     running = accuracy(min(250, len(labels)))
-    switch(network, BatchNorm, True)  # moves the running statistics too, which nobody needs any more
+    switch(network, BatchNorm, True)  # moves the running statistics too, which nobody needs now
     return [accuracy(n) for n in sizes], running
 
 
@@ -225,4 +216,40 @@ def filters(networks: list[nn.Module], data: Data) -> dict:
     return {"shape": list(weights.shape), "weights": weights.flatten().tolist()}
 
 
-TOPICS = {"bagging": bagging, "statistics": statistics, "confusion": confusion, "filters": filters}
+def shifts(networks: list[nn.Module], data: Data) -> dict:
+    """Test accuracy of each network when all images move by n pixels, mean over four directions.
+
+    The border that a move uncovers repeats the image's edge.
+    """
+    images, labels = data.test
+
+    def accuracy(network: nn.Module, n: int, axis: int) -> float:
+        source = (torch.arange(32, device=images.device) - n).clamp(0, 31)
+        pictures = images.reshape(-1, 3, 32, 32).index_select(axis, source).reshape(images.shape)
+        right = sum((network(x).argmax(1) == y).sum().item()
+                    for x, y in evaluation_batches(Split(pictures, labels)))
+        return right / len(labels)
+
+    def mean(network: nn.Module, n: int) -> float:
+        moves = list(itertools.product((n, -n), (2, 3))) if n else [(0, 2)]
+        return sum(accuracy(network, *move) for move in moves) / len(moves)
+
+    return {"shifts": list(SHIFTS),
+            "accuracy": [[mean(network, n) for n in SHIFTS] for network in networks],
+            "parameters": sum(parameter.numel() for parameter in networks[0].parameters()),
+            "multiplications": multiplications(networks[0], normalize(images[:1]))}
+
+
+def multiplications(network: nn.Module, x: Tensor) -> int:
+    """In convolutions and linear layers, for one image: each weight once per position."""
+    counts: list[int] = []
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.register_forward_hook(lambda module, _, y: counts.append(
+                module.weight.numel() * (y[0, 0].numel() if y.dim() == 4 else 1)))
+    network(x)
+    return sum(counts)
+
+
+TOPICS = {"bagging": bagging, "statistics": statistics, "shifts": shifts, "confusion": confusion,
+          "filters": filters}

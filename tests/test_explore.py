@@ -21,15 +21,16 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
 from report.explore import SETTINGS, write_page, write_runs
-from report.studies import Record, Source, read_results, read_source
+from report.results import read_results
+from report.studies import Source, read_source
 from report.variance import FACTORS, full_levels, grids, shares
 from store.files import as_csv
-from store.run import COLUMNS
+from store.run import COLUMNS, Run
 from store.settings import Settings
 
 
 def fabricate(network="mlp", batch_size=1024, learning_rate=0.001, drop_rate=0.2, seed=0, epochs=4,
-              top=0.5, name=None, failure=None, **more) -> Record:
+              top=0.5, name=None, failure=None, **more) -> Run:
     """A run that nobody trained: its best validation accuracy is `top`, in the last epoch."""
     settings = Settings(network, batch_size, learning_rate, drop_rate, seed,
                         **{"num_epochs": epochs, "dropout_type": "2d" if network == "cnn" else None,
@@ -40,7 +41,7 @@ def fabricate(network="mlp", batch_size=1024, learning_rate=0.001, drop_rate=0.2
     config = {**asdict(settings), "device": "cpu", "versions": {"torch": "0"},
               "data": {"source": "official", "fingerprint": "00", "classes": ["cat", "dog"]}}
     finished = epochs >= settings.num_epochs and not failure
-    return Record(network, name or settings.name, config, [{key: row[key] for key in COLUMNS} for row in rows],
+    return Run(network, name or settings.name, config, [{key: row[key] for key in COLUMNS} for row in rows],
                   {"epochs": epochs} if finished else None, failure)
 
 
@@ -111,7 +112,7 @@ def test_an_unfinished_run_is_in_no_grid():
 def test_runs_csv_has_a_row_per_run_and_a_column_per_setting(tmp_path):
     records = [fabricate("cnn", 128, seed=1), fabricate("mlp", 512, epochs=3, num_epochs=9),
                fabricate("mlp", failure={"time": 1, "reason": "no memory"}, name="a,\"b\"\udcff\n_seed0"),
-               Record("mlp", "x_seed0", fabricate().config, [], None, {"time": 1, "reason": "late"})]
+               Run("mlp", "x_seed0", fabricate().config, [], None, {"time": 1, "reason": "late"})]
     path = write_runs(Source(records), tmp_path)
     table = pandas.read_csv(path)
     assert set(SETTINGS) < set(table.columns)
@@ -225,7 +226,7 @@ def test_names_that_could_be_markup_stay_names(tmp_path):
 
 def test_unfinished_failed_and_damaged_runs_are_in_the_page(tmp_path):
     records = [fabricate(epochs=2, num_epochs=9), fabricate(seed=1, failure={"time": 1, "reason": "nan"}),
-               Record("cnn", "x", {"data": {"classes": None}, "batch_size": [math.inf]}, [], None, {"time": 1})]
+               Run("cnn", "x", {"data": {"classes": None}, "batch_size": [math.inf]}, [], None, {"time": 1})]
     records[1].rows[-1]["val_loss"] = math.nan
     write_page(Source(records), tmp_path / "page.html")
     first, second, third = Page(tmp_path / "page.html").data["runs"]
@@ -257,7 +258,7 @@ RUNS = [fabricate("mlp", 1024, rate, drop, seed, top=0.4 + 10 * rate + drop / 10
 RUNS += [fabricate("cnn", 128, 0.001, drop / 10, top=0.7 - drop / 100) for drop in range(6)]
 RUNS += [fabricate("cnn", 256, 0.01, 0.5, top=0.6), fabricate("cnn", 256, 0.01, 0.5, 1, 2, 0.1, num_epochs=4)]
 RUNS += [fabricate("cnn", 128, 0.01, 0.5, epochs=2, num_epochs=4, top=0.3), fabricate("cnn", 256, name=HOSTILE),
-         Record("cnn", "x", fabricate("cnn", 512).config, [], None, {"time": 1, "reason": "no memory"})]
+         Run("cnn", "x", fabricate("cnn", 512).config, [], None, {"time": 1, "reason": "no memory"})]
 
 
 class Explorer:
