@@ -5,8 +5,8 @@
     → Conv 128→64, 3x3 → BatchNorm2d → ReLU → dropout → MaxPool 2    (N x 64 x 6 x 6)
     → Linear 2304→classes → logits
 
-BatchNorm2d, Dropout and Dropout2d stand in ../layers/, written once, because the MLP shares their
-mathematics: formulas, derivatives, and the switch between training and evaluation.
+../layers/ defines BatchNorm2d, Dropout and Dropout2d, once for both networks: formulas,
+derivatives, training and evaluation.
 """
 
 import torch.nn.functional as F
@@ -37,7 +37,7 @@ class CNN(nn.Module):
         self.norm1 = norm(128)
         self.conv2 = nn.Conv2d(128, 64, kernel_size=3)
         self.norm2 = norm(64)
-        dropout = Dropout2d if dropout_type == "2d" else Dropout
+        dropout = {"1d": Dropout, "2d": Dropout2d}[dropout_type]
         self.dropout = nn.Identity() if without_dropout else dropout(drop_rate)
         self.linear = nn.Linear(64 * 6 * 6, num_classes)
 

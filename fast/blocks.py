@@ -1,19 +1,19 @@
-"""The blocks of the CNN in fewer passes over memory: BatchNorm, ReLU, dropout and MaxPool as one function.
+"""The blocks of the CNN in fewer passes over memory: BatchNorm, ReLU, dropout and MaxPool in one.
 
-A convolution's output is large (51 MB for a batch of 128), and a CPU spends its time on moving it. MaxPool
-keeps a quarter of it. Every other step rises monotonically in its input, and so commutes with the maximum:
+A convolution's output is large (51 MB for a batch of 128), and a CPU spends its time on moving it.
+MaxPool keeps a quarter of it. Every other step rises in its input, so it commutes with the maximum:
 
-    MaxPool(mask * ReLU(weight * xhat + bias)) = mask * ReLU(weight * MaxPool(xhat) + bias)    for weight >= 0
+    MaxPool(mask * ReLU(weight * xhat + bias)) = mask * ReLU(weight * MaxPool(xhat) + bias)
 
-(for weight < 0 the maximum becomes a minimum). So the large tensor is read once for the statistics and the
-pooling, and everything else touches the quarter. The gradient of the pooled values is scattered back, and the
-part that runs through mean and variance is added in the same pass.
+for weight >= 0; for weight < 0 the maximum becomes a minimum. So the large tensor is read once, for
+the statistics and the pooling, and everything else touches the quarter. The gradient of the pooled
+values is scattered back, and the part through mean and variance is added in the same pass.
 
-The mask of `Dropout2d` is one factor for a whole map. That of `Dropout` differs within a pooling window: there
-MaxPool takes the largest of the values that are kept, and the mask is 0 for a window that keeps none.
+The mask of `Dropout2d` is one factor for a whole map. That of `Dropout` differs within a pooling
+window: MaxPool takes the largest value that is kept, and the mask is 0 if the window keeps none.
 
-What the blocks mean stands in cnn/model.py and layers/; tests hold the two against each other. choice.py says when
-these functions apply.
+cnn/model.py and layers/ define the blocks; tests hold the two against each other. choice.py says
+when these functions apply.
 """
 
 import torch
@@ -24,7 +24,7 @@ from layers import BatchNorm2d, Dropout2d
 from layers.functional import accumulator, batch_norm, batch_norm_in_training, kept, per_channel
 from layers.normalize import differentiate, parameter_gradients
 
-SLICE_VALUES = 5 << 18  # so many values (5 MB) are worked on at a time: they stay in the processor's cache
+SLICE_VALUES = 5 << 18  # so many values (5 MB) are worked on at a time: they stay in the cache
 POOL = ([2, 2], [2, 2], [0, 0], [1, 1], False)  # window, stride, padding, dilation, ceil_mode
 
 
@@ -34,15 +34,15 @@ def drop_rate(dropout: nn.Module) -> float:
 
 
 def norm_relu_dropout_pool(x: Tensor, norm: BatchNorm2d, dropout: nn.Module) -> Tensor:
-    """MaxPool(dropout(ReLU(norm(x)))) for (N, C, H, W), 2x2 windows; returns (N, C, H // 2, W // 2)."""
+    """MaxPool(dropout(ReLU(norm(x)))) for (N, C, H, W) → (N, C, H // 2, W // 2)."""
     norm.check_input(x)
+    affine = norm.weight, norm.bias, norm.eps
     if not norm.uses_batch_statistics():
         sign = signs(norm.weight, x)
         pooled = F.max_pool2d(x, 2) if sign is None else F.max_pool2d(x * sign, 2) * sign
-        y = batch_norm(pooled, norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps)
-        return dropout(F.relu(y))
-    y, mean, variance = NormReluPool.apply(x, norm.weight, norm.bias, drop_rate(dropout), type(dropout) is Dropout2d,
-                                           norm.eps)
+        return dropout(F.relu(batch_norm(pooled, norm.running_mean, norm.running_var, *affine)))
+    rate, whole_maps = drop_rate(dropout), type(dropout) is Dropout2d
+    y, mean, variance = NormReluPool.apply(x, *affine, rate, whole_maps)
     norm.track(mean, variance, x.numel() // x.size(1))
     return y
 
@@ -59,24 +59,27 @@ def pool(x: Tensor, out: Tensor, indices: Tensor) -> None:
 
 
 def pool_kept(x: Tensor, p: float, out: Tensor, indices: Tensor, some: Tensor) -> None:
-    """`pool` of the values that `Dropout` keeps; `some` becomes 0 for a window that keeps none, else 1."""
+    """`pool` of what `Dropout` keeps; `some` becomes 0 for a window that keeps none, else 1."""
     dropped = kept(x, p, x.shape).reciprocal_().sub_(1)  # infinity for these, else 0
     pool(torch.sub(x, dropped, out=dropped), out, indices)
     some.copy_(out).gt_(-torch.inf)
-    out.clamp_(min=torch.finfo(out.dtype).min)  # finite: what is multiplied by `some` must become 0, not NaN
+    out.clamp_(min=torch.finfo(out.dtype).min)  # finite: times `some` it must become 0, not NaN
 
 
 class NormReluPool(torch.autograd.Function):
-    """MaxPool(dropout(ReLU(batch_norm(x)))), with mean and variance; its derivative as in layers.Normalize."""
+    """MaxPool(dropout(ReLU(batch_norm(x)))), mean, variance; derivative as in layers.Normalize."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor | None, bias: Tensor | None, p: float, whole_maps: bool, eps: float):
+    def forward(ctx, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, p: float,
+                whole_maps: bool):
         sign = signs(weight, x)
         shape = (x.size(0), x.size(1), x.size(2) // 2, x.size(3) // 2)
-        pooled = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+        pooled = torch.empty(shape, dtype=x.dtype, device=x.device,
+                             memory_format=torch.channels_last)
         chosen = torch.empty_like(pooled, dtype=torch.int64)
         by_value = p > 0 and not whole_maps
-        mask = torch.empty_like(pooled) if by_value else kept(x, p, torch.Size([*shape[:2], 1, 1]))
+        mask = (torch.empty_like(pooled) if by_value
+                else kept(x, p, torch.Size([*shape[:2], 1, 1])))
         sums = ShiftedSums(x)
         for part, out, indices, some in slices(x, pooled, chosen, mask):
             signed = part if sign is None else part * sign
@@ -91,7 +94,8 @@ class NormReluPool(torch.autograd.Function):
         r = torch.rsqrt(variance + eps)
         factor = 1 / (1 - p) if p < 1 else 0.0
         scale = r * factor if weight is None else r * factor * per_channel(weight, x)
-        offset = torch.zeros_like(scale) if bias is None else per_channel(bias, x).to(scale.dtype) * factor
+        offset = (torch.zeros_like(scale) if bias is None
+                  else per_channel(bias, x).to(scale.dtype) * factor)
         y, work = torch.empty_like(pooled), workspace(pooled)
         for part, some, out in slices(pooled, mask, y):
             d = shifted(part, mean, work)
@@ -106,16 +110,17 @@ class NormReluPool(torch.autograd.Function):
     def backward(ctx, g: Tensor, *_):
         x, weight, bias, mean, r, scale, pooled, chosen, y = ctx.saved_tensors
         if torch.is_grad_enabled() or torch._C._functorch.is_legacy_batchedtensor(g):
-            with torch.enable_grad():
+            with torch.enable_grad():  # batched gradients take no out= either
                 normalized, *_ = batch_norm_in_training(x, weight, bias, ctx.eps)
                 largest = normalized.flatten(2).gather(2, chosen.flatten(2)).view_as(y)
-                return *differentiate(largest * (y > 0) * ctx.factor, (x, weight, bias), g), None, None, None
-        # Zero where ReLU or dropout made y zero. What is kept is divided by 1 - p: `factor`, which `scale` contains.
-        g = g.contiguous(memory_format=torch.channels_last)  # after the last block the linear layer's gradient is not
-        g = torch.ops.aten.threshold_backward(g, y, 0)
+                result = largest * (y > 0) * ctx.factor
+                return *differentiate(result, (x, weight, bias), g), None, None, None
+        g = g.contiguous(memory_format=torch.channels_last)  # the linear layer's gradient is not
+        g = torch.ops.aten.threshold_backward(g, y, 0)  # 0 where ReLU or dropout made y 0
         small = workspace(g)
         sum_g, sum_gxhat = gradient_sums(pooled, g, mean, r, small)
-        # d x = scale * g + c * x + d, the last two being what runs through mean and variance
+        # d x = scale * g + c * x + d, the last two being the part through mean and variance;
+        # what dropout keeps is multiplied by `factor`, which `scale` contains
         share = scale * (-x.size(1) / x.numel())
         c = share * sum_gxhat * r
         d = share * sum_g - c * mean
@@ -123,10 +128,14 @@ class NormReluPool(torch.autograd.Function):
         for part, gradient, indices, out in slices(x, g, chosen, dx):
             scaled = torch.mul(widened(gradient, small), scale, out=small[:len(part)])
             part = widened(part, work)
-            result = out if out.dtype == wide.dtype else wide[:len(part)]  # half precision is rounded once, at the end
-            torch.ops.aten.max_pool2d_with_indices_backward.grad_input(scaled, part, *POOL, indices, grad_input=result)
+            # half precision is rounded once, at the end
+            result = out if out.dtype == wide.dtype else wide[:len(part)]
+            torch.ops.aten.max_pool2d_with_indices_backward.grad_input(
+                scaled, part, *POOL, indices, grad_input=result)
             out.copy_(result.addcmul_(part, c).add_(d))
-        return dx, *parameter_gradients(weight, bias, sum_g * ctx.factor, sum_gxhat * ctx.factor), None, None, None
+        of_parameters = parameter_gradients(weight, bias, sum_g * ctx.factor,
+                                            sum_gxhat * ctx.factor)
+        return dx, *of_parameters, None, None, None
 
 
 # Large tensors of shape (N, C, H, W), a few samples at a time
@@ -143,7 +152,7 @@ def samples_in_a_slice(x: Tensor) -> int:
 
 
 def workspace(x: Tensor) -> Tensor:
-    """Room for a slice of `x` in its accumulator's type: used again and again it stays in the cache."""
+    """Room for a slice of `x` in its accumulator's type; used for all, it stays in the cache."""
     return torch.empty_like(x[:samples_in_a_slice(x)], dtype=accumulator(x))
 
 
@@ -160,8 +169,8 @@ def shifted(part: Tensor, shift: Tensor, work: Tensor) -> Tensor:
 def sums_of_samples(x: Tensor) -> Tensor:
     """The sum of each channel within each sample, shape (N, C, 1, 1).
 
-    Threads divide this sum by samples, as they divide every element-wise operation, so that each finds what it
-    needs in its own core's cache. A sum over the samples as well they would divide by channels.
+    Threads divide this sum by samples, as they divide every element-wise operation, so each finds
+    its data in its own core's cache. They would divide a sum over the samples by channels.
     """
     return x.sum((2, 3), keepdim=True)
 
@@ -173,11 +182,12 @@ def total(sums: list[Tensor]) -> Tensor:
 class ShiftedSums:
     """`batch_statistics` in one pass: sums over d = x - shift and d^2, with a shift near the mean.
 
-    The shift is the mean of an eighth of the first slice. As that is a part of the batch, (mean - shift)^2 is at
-    most variance * N / (samples in it), so that only a few bits cancel in E[d^2] - E[d]^2.
+    The shift is the mean of an eighth of the first slice. As that is a part of the batch,
+    (mean - shift)^2 is at most variance * N / (samples in it): only a few bits cancel in
+    E[d^2] - E[d]^2.
 
-    In half precision it is subtracted only in squaring, which saves a pass: x has so few digits that float32 has
-    enough of them for the sum of x as well.
+    In half precision only the squares are shifted, which saves a pass: x has so few digits that
+    float32 has enough of them for the sum of x as well.
     """
 
     def __init__(self, x: Tensor):
@@ -186,7 +196,7 @@ class ShiftedSums:
         few = x[:max(1, len(self.work) // 8)]
         self.shift = few.mean((0, 2, 3), keepdim=True, dtype=self.work.dtype)
         self.half = x.dtype != self.work.dtype
-        self.left = self.shift if self.half else self.shift.new_zeros(())  # to be subtracted in squaring
+        self.left = self.shift if self.half else self.shift.new_zeros(())  # to subtract in squaring
         self.sums, self.sums_of_squares = [], []
 
     def add(self, part: Tensor) -> None:
@@ -202,8 +212,9 @@ class ShiftedSums:
         return self.shift + offset, total(self.sums_of_squares) / self.n - offset.square()
 
 
-def gradient_sums(x: Tensor, g: Tensor, mean: Tensor, r: Tensor, wide: Tensor) -> tuple[Tensor, Tensor]:
-    """sum(g) and sum(g * xhat) of each channel, shape (1, C, 1, 1); `wide` is room for a slice of g."""
+def gradient_sums(x: Tensor, g: Tensor, mean: Tensor, r: Tensor,
+                  wide: Tensor) -> tuple[Tensor, Tensor]:
+    """sum(g) and sum(g * xhat) of each channel, shape (1, C, 1, 1); `wide` has room for a slice."""
     work, sums_g, sums_gd = workspace(x), [], []
     for part, gradient in slices(x, g):
         gradient = widened(gradient, wide)

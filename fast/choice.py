@@ -1,9 +1,9 @@
 """Which function computes a network's block: decided here, for every device.
 
-A CNN's block is MaxPool(dropout(ReLU(norm(x)))), an MLP's dropout(ReLU(norm(x))). A function may take
-the modules' place only where nobody could tell: for exactly the classes of layers/ as they were
-written, with no hook on them. All else, a subclass, PyTorch's own layer, a pruned or observed one, is
-called as a module.
+A CNN's block is MaxPool(dropout(ReLU(norm(x)))), an MLP's dropout(ReLU(norm(x))). A function may
+take its modules' place only where nobody could tell: for exactly the classes of layers/ as they were
+written, with no hook on them. All else is called as a module: a subclass, PyTorch's own layer, a
+pruned or observed one.
 """
 
 from collections.abc import Callable
@@ -55,7 +55,8 @@ def untouched(module: nn.Module) -> bool:
 def fuses(x: Tensor, norm: nn.Module, dropout: nn.Module) -> bool:
     """Whether blocks.py, for a CPU, can compute the block of untouched modules."""
     return (type(norm) is BatchNorm2d and not norm.detach_statistics
-            and (norm.uses_batch_statistics() or type(dropout) is not Dropout or not drop_rate(dropout))
+            and (norm.uses_batch_statistics() or type(dropout) is not Dropout
+                 or drop_rate(dropout) == 0)
             and x.device.type == "cpu" and x.numel() > 0 and eager())
 
 

@@ -1,8 +1,8 @@
 """Linear layers at the full rate of a processor with AVX-512.
 
-PyTorch leaves products of float32 matrices on a CPU to MKL, which makes no use of AVX-512 on processors of AMD. oneDNN,
-to which PyTorch leaves convolutions, does: on Zen 5, where alone it was measured, a product takes half the time
-(bench/README.md).
+PyTorch leaves products of float32 matrices on a CPU to MKL, which makes no use of AVX-512 on AMD's
+processors. oneDNN, which computes PyTorch's convolutions, does. On Zen 5, the only one measured, a
+product takes half the time (bench/README.md).
 """
 
 import torch
@@ -16,17 +16,17 @@ AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x @ weight.t() + bias, shapes (N, F), (C, F) and (C,) → (N, C): torch.nn.functional.linear."""
+    """x @ weight.t() + bias, (N, F), (C, F) and (C,) → (N, C): torch.nn.functional.linear."""
     return (OneDNNLinear.apply if applies(x, weight, bias) else F.linear)(x, weight, bias)
 
 
 def applies(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether oneDNN can take these inputs; F.linear takes the rest.
 
-    Also what a mode watches, such as FlopCounterMode, which knows F.linear's products.
+    F.linear also takes what a mode watches, such as FlopCounterMode, which knows its products.
     """
-    return (ONEDNN and AVX512 and torch.backends.mkldnn.enabled
-            and eager() and not torch.is_autocast_enabled("cpu") and not torch._C._len_torch_dispatch_stack()
+    return (ONEDNN and AVX512 and torch.backends.mkldnn.enabled and eager()
+            and not torch.is_autocast_enabled("cpu") and not torch._C._len_torch_dispatch_stack()
             and all(type(each) in (Tensor, nn.Parameter) and each.device.type == "cpu"
                     and each.layout == torch.strided and each.dtype == torch.float32
                     for each in (x, weight, bias) if each is not None)
@@ -59,5 +59,5 @@ def dense(weight: Tensor) -> Tensor:
 class Linear(nn.Linear):
     """torch.nn.Linear, computed by `linear`."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias)
+    def forward(self, input: Tensor) -> Tensor:
+        return linear(input, self.weight, self.bias)

@@ -18,8 +18,8 @@ def all_but_channels(x: Tensor) -> list[int]:
 def batch_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance, shapes (C,), of each channel of `x`, shape (N, C, ...).
 
-    The mean is subtracted before squaring. E[x^2] - E[x]^2 would save a pass, but when the mean is
-    large, both terms share all their digits, and nothing of the variance is left.
+    E[x^2] - E[x]^2 would save a pass, but a large mean would leave nothing of the variance: both
+    terms would share all their digits.
     """
     dims = all_but_channels(x)
     mean = x.mean(dims, keepdim=True)
@@ -33,21 +33,16 @@ def batch_norm(x: Tensor, mean: Tensor, variance: Tensor, weight: Tensor | None,
     `x` is (N, C, ...), as the result, all else (C,). Half precision is computed in float32.
     """
     mean, variance = mean.to(accumulator(x)), variance.to(accumulator(x))
-    scale = torch.rsqrt(variance + eps)
-    if weight is not None:
-        scale = scale * weight
+    r = torch.rsqrt(variance + eps)
+    scale = r if weight is None else r * weight
     y = (x - per_channel(mean, x)) * per_channel(scale, x)
-    if bias is not None:
-        y = y + per_channel(bias, x)
-    return y.to(x.dtype)
+    return (y if bias is None else y + per_channel(bias, x)).to(x.dtype)
 
 
 def batch_norm_in_training(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float,
                            detach: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-    """`batch_norm` with the `batch_statistics` of `x` itself; returns the result and these.
-
-    With `detach` they count as constants in the derivative.
-    """
+    """`batch_norm` with the `batch_statistics` of `x`, which `detach` makes constants in the
+    derivative; returns the result, mean and variance."""
     mean, variance = batch_statistics((x.detach() if detach else x).to(accumulator(x)))
     return batch_norm(x, mean, variance, weight, bias, eps), mean, variance
 
@@ -69,11 +64,10 @@ def kept(x: Tensor, p: float, shape: torch.Size) -> Tensor:
     if x.device.type == "cpu" and 0.001 < p < 0.999 and eager():
         # A CPU draws bits seven times faster than bernoulli_ draws values. 16 bits decide over one
         # value: the rate is right to 1 / 131072, which is too coarse for a rate near 0 or 1.
-        words = mask.numel() // 4 + 1
-        bits = torch.empty(words, dtype=torch.int64, device="cpu").random_(-(2 ** 63), None)
-        bits = bits.view(torch.int16).as_strided(mask.shape, mask.stride())
-        bits = bits.lt_(round((1 - p) * 65536) - 32768)  # in place: vectorized, to bool is not
-        return mask.copy_(bits)
+        bits = torch.empty(mask.numel() // 4 + 1, dtype=torch.int64, device="cpu")
+        bits = bits.random_(-(2 ** 63), None).view(torch.int16)
+        bits = bits.as_strided(mask.shape, mask.stride())
+        return mask.copy_(bits.lt_(round((1 - p) * 65536) - 32768))  # in place is vectorized
     return mask.bernoulli_(1 - p)
 
 

@@ -26,20 +26,9 @@ class BatchNorm(nn.Module):
     statistics are buffers: in the state_dict, but moved by no gradient. Evaluation uses them, as a
     prediction must not depend on the other images of its batch.
 
-    Args:
-        num_features: C
-        eps: added to the variance, so that a constant channel does not divide by zero
-        momentum: weight of the newest batch in the running statistics; None: their plain average
-        affine: learn weight and bias, initially 1 and 0
-        track_running_stats: keep running statistics; else evaluation uses the batch's as well
-        bias: with affine, learn the bias
-        detach_statistics: mean and variance count as constants in the derivative, for a study
-
-    Raises:
-        ValueError: wrong number of dimensions; one value per channel where the batch's statistics
-            are used; `eps` not positive (0 will do in evaluation)
-        RuntimeError: number of channels or dtype do not fit the parameters or running statistics
-        NotImplementedError: integers, booleans or complex numbers
+    The arguments are PyTorch's: `momentum` None averages over all batches, and without running
+    statistics evaluation uses the batch's. With `detach_statistics`, for a study, mean and variance
+    count as constants in the derivative. `check_input` raises the errors.
     """
 
     dimensions: tuple[int, ...]  # that an input may have
@@ -53,15 +42,15 @@ class BatchNorm(nn.Module):
         self.affine, self.track_running_stats = affine, track_running_stats
         self.detach_statistics = detach_statistics
 
-        def empty(wanted: bool, *shape: int, dtype=dtype) -> Tensor | None:
-            return torch.empty(shape, device=device, dtype=dtype) if wanted else None
+        def empty(*shape: int, dtype=dtype) -> Tensor:
+            return torch.empty(shape, device=device, dtype=dtype)
 
         for name, wanted in (("weight", affine), ("bias", affine and bias)):
-            values = empty(wanted, num_features)
-            self.register_parameter(name, None if values is None else nn.Parameter(values))
-        self.register_buffer("running_mean", empty(track_running_stats, num_features))
-        self.register_buffer("running_var", empty(track_running_stats, num_features))
-        self.register_buffer("num_batches_tracked", empty(track_running_stats, dtype=torch.long))
+            self.register_parameter(name, nn.Parameter(empty(num_features)) if wanted else None)
+        for name in ("running_mean", "running_var"):
+            self.register_buffer(name, empty(num_features) if track_running_stats else None)
+        self.register_buffer("num_batches_tracked",
+                             empty(dtype=torch.long) if track_running_stats else None)
         self.reset_parameters()
 
     def reset_running_stats(self) -> None:
@@ -96,7 +85,7 @@ class BatchNorm(nn.Module):
         return self.training or self.running_mean is None
 
     def check_input(self, x: Tensor) -> None:
-        """Raise the errors that the class names, before anything is tracked."""
+        """Raise PyTorch's errors for what does not fit, before anything is tracked."""
         if x.dim() not in self.dimensions:
             allowed = " or ".join(f"{n}D" for n in self.dimensions)
             raise ValueError(f"expected {allowed} input (got {x.dim()}D input)")
@@ -138,10 +127,9 @@ class BatchNorm(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *others)
 
     def extra_repr(self) -> str:
-        return (f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, "
-                f"affine={self.affine}, bias={self.bias is not None}, "
-                f"track_running_stats={self.track_running_stats}"
-                + self.detach_statistics * ", detach_statistics=True")
+        return (f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, affine="
+                f"{self.affine}, bias={self.bias is not None}, track_running_stats="
+                f"{self.track_running_stats}" + self.detach_statistics * ", detach_statistics=True")
 
 
 class BatchNorm1d(BatchNorm):

@@ -15,7 +15,7 @@ class Normalize(torch.autograd.Function):
         d bias = sum(g)        d weight = sum(g * xhat)
         d x = weight * r * (g - sum(g) / n - xhat * sum(g * xhat) / n)
 
-    The last two terms are there because mean and variance depend on x too: a gradient that would
+    The last two terms come from mean and variance, which depend on x too: a gradient that would
     shift or scale the whole channel has no effect and is taken out.
     """
 
@@ -62,6 +62,6 @@ def differentiate(y: Tensor, inputs: tuple[Tensor | None, ...], g: Tensor) -> li
 
 def parameter_gradients(weight: Tensor | None, bias: Tensor | None, sum_g: Tensor,
                         sum_gxhat: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """The sums in the parameters' shape and type; reshape, as batched gradients cannot flatten."""
+    """The sums in the parameters' shape and type (batched gradients reshape, but not flatten)."""
     return (None if weight is None else sum_gxhat.reshape(weight.shape).to(weight.dtype),
             None if bias is None else sum_g.reshape(bias.shape).to(bias.dtype))

@@ -2,8 +2,8 @@
 
     x (N x 3072) → Linear → BatchNorm1d → ReLU → Dropout → Linear → logits (N x classes)
 
-BatchNorm1d and Dropout stand in ../layers/, written once, because the CNN shares their mathematics:
-formulas, derivatives, and the switch between training and evaluation.
+../layers/ defines BatchNorm1d and Dropout, once for both networks: formulas, derivatives, training
+and evaluation.
 """
 
 import torch.nn.functional as F
@@ -31,7 +31,7 @@ class MLP(nn.Module):
         return self.after_linear1(self.linear1(x))
 
     def after_linear1(self, x: Tensor) -> Tensor:
-        """The rest, for N x `hidden_size`: fast/side_by_side.py computes linear1 of several MLPs."""
+        """The rest. fast/side_by_side.py computes linear1 itself, of MLPs that it alone holds."""
         if (function := faster_hidden(x, self.norm, self.dropout)) is not None:
             return self.linear2(function(x, [self.norm], [self.dropout]))
         return self.linear2(self.dropout(F.relu(self.norm(x))))

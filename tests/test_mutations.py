@@ -38,7 +38,7 @@ MUTATIONS = {
                       "self.running_mean.lerp_(mean.to(self.running_mean.dtype), 1 - momentum)"},
         "tests/test_layers.py::test_training_and_evaluation_on_each_device"),
     "cumulative average forgets its count": Mutation(
-        "layers/modules.py", {"1 / float(self.num_batches_tracked)": "0.1"},
+        "layers/modules.py", {"1 / float(count)": "0.1"},
         "tests/test_layers.py::test_training_and_evaluation_on_each_device"),
     "statistics carry gradient into the buffers": Mutation(
         "layers/modules.py layers/normalize.py", {"    @torch.no_grad()\n    def track": "    def track",
@@ -77,8 +77,7 @@ MUTATIONS = {
         "layers/functional.py", {"round((1 - p) * 65536)": "round(p * 65536)"},
         "tests/test_dropout.py::test_dropout_drops_each_value_by_itself"),
     "neighbours share a random number": Mutation(
-        "layers/functional.py", {"bits = bits.view(torch.int16)":
-                      "bits = bits.view(torch.int16).repeat_interleave(2)"},
+        "layers/functional.py", {".view(torch.int16)": ".view(torch.int16).repeat_interleave(2)"},
         "tests/test_dropout.py::test_dropout_drops_each_value_by_itself"),
     "Dropout2d drops single values": Mutation(
         "layers/modules.py", {"return torch.Size([*x.shape[:2], *[1] * (x.dim() - 2)])": "return x.shape"},
@@ -87,7 +86,7 @@ MUTATIONS = {
         "layers/modules.py", {"return torch.Size([*x.shape[:2], *": "return torch.Size([1, x.shape[1], *"},
         "tests/test_dropout.py::test_dropout2d_drops_whole_maps"),
     "Dropout drops in evaluation": Mutation(
-        "layers/modules.py", {"        if not self.training:\n            return x\n": ""},
+        "layers/modules.py", {"float(self.p) if self.training else 0.0": "float(self.p)"},
         "tests/test_dropout.py::test_dropout_at_the_limits_and_in_evaluation"),
     "fused backward without the statistics' part": Mutation(
         "fast/blocks.py", {"out.copy_(result.addcmul_(part, c).add_(d))": "out.copy_(result)"},
@@ -105,8 +104,45 @@ MUTATIONS = {
         "fast/blocks.py", {"kept(x, p, x.shape)": "kept(x, 1 - p, x.shape)"},
         "tests/test_networks.py::test_the_fused_block_drops_at_the_rate_of_its_dropout"),
     "fused block forgets dropout when the statistics stand still": Mutation(
-        "fast/blocks.py", {"return dropout(F.relu(y))": "return F.relu(y)"},
+        "fast/blocks.py", {"return dropout(F.relu(batch_norm(": "return (F.relu(batch_norm("},
         "tests/test_networks.py::test_dropout_while_the_statistics_stand_still"),
+    "integers are let through": Mutation(
+        "layers/modules.py", {"if not x.is_floating_point()": "if False"},
+        "tests/test_layers.py::test_dtypes_that_do_not_fit"),
+    "a layer of another dtype is let through": Mutation(
+        "layers/modules.py", {"each.dtype not in (x.dtype, accumulator(x))": "False"},
+        "tests/test_layers.py::test_dtypes_that_do_not_fit"),
+    "weights without a batch counter are refused": Mutation(
+        "layers/modules.py", {'local_metadata.get("version", 1) < 2': "False"},
+        "tests/test_layers.py::test_weights_from_before_the_batch_counter"),
+    "weights that lost their batch counter are taken": Mutation(
+        "layers/modules.py", {'local_metadata.get("version", 1) < 2': "True"},
+        "tests/test_layers.py::test_weights_from_before_the_batch_counter"),
+    "transforms meet the derivative written by hand": Mutation(
+        "layers/functional.py", {"return not (torch.compiler": "return True or (torch.compiler"},
+        "tests/test_layers.py::test_transforms_as_pytorch"),
+    "transforms meet the fast mask": Mutation(
+        "layers/functional.py", {"return not (torch.compiler": "return True or (torch.compiler"},
+        "tests/test_dropout.py::test_dropout_under_vmap"),
+    "forward mode meets the CNN's fused block": Mutation(
+        "layers/functional.py", {" or forward_ad._current_level >= 0": ""},
+        "tests/test_networks.py::test_unusual_uses_as_pytorch"),
+    "random bits on the default device": Mutation(
+        "layers/functional.py", {"dtype=torch.int64, device=\"cpu\"": "dtype=torch.int64"},
+        "tests/test_dropout.py::test_dropout_on_a_default_device_of_another_kind"),
+    "the fused block on the default device": Mutation(
+        "fast/blocks.py", {"dtype=x.dtype, device=x.device": "dtype=x.dtype"},
+        "tests/test_networks.py::test_unusual_uses_as_pytorch"),
+    "batched gradients meet the fused backward": Mutation(
+        "fast/blocks.py", {" or torch._C._functorch.is_legacy_batchedtensor(g)": ""},
+        "tests/test_networks.py::test_unusual_uses_as_pytorch"),
+    "dropout in place of nothing writes": Mutation(
+        "layers/modules.py", {"        if (p := self.rate()) == 0:\n            return input\n":
+                              "        p = self.rate()\n"},
+        "tests/test_dropout.py::test_dropout_inplace_of_nothing_leaves_what_relu_saved"),
+    "fused block drops at a rate that is no probability": Mutation(
+        "fast/blocks.py", {"else dropout.rate()": "else dropout.p * dropout.training"},
+        "tests/test_networks.py::test_a_rate_that_is_no_probability_any_more"),
     "fused block takes the place of a layer with hooks": Mutation(
         "fast/choice.py", {"module._forward_hooks or": "False or"},
         "tests/test_networks.py::test_touched_layers_are_called"),
@@ -119,6 +155,21 @@ MUTATIONS = {
     "oneDNN's gradient of the weight is that of another batch": Mutation(
         "fast/linear.py", {"linear(g.t(), x.t())": "linear(g.t(), x.flip(0).t())"},
         "tests/test_linear.py::test_same_as_pytorch"),
+    "fused block hides from global hooks": Mutation(
+        "fast/choice.py", {"or _has_any_global_hook()": "or False"},
+        "tests/test_networks.py::test_global_hooks_see_the_layers"),
+    "fused block reads values that are not there": Mutation(
+        "fast/choice.py", {"type(x) is not Tensor or ": ""},
+        "tests/test_networks.py::test_tensors_without_values"),
+    "oneDNN hides from modes": Mutation(
+        "fast/linear.py", {" and not torch._C._len_torch_dispatch_stack()": ""},
+        "tests/test_linear.py::test_products_are_counted"),
+    "oneDNN takes tensors of other kinds": Mutation(
+        "fast/linear.py", {"type(each) in (Tensor, nn.Parameter) and": "True and"},
+        "tests/test_linear.py::test_tensors_that_watch_what_is_done_to_them"),
+    "oneDNN in forward mode": Mutation(
+        "fast/linear.py", {"torch.backends.mkldnn.enabled and eager()": "torch.backends.mkldnn.enabled"},
+        "tests/test_linear.py::test_forward_mode_derivatives"),
     "oneDNN takes float32 where autocast wants half precision": Mutation(
         "fast/linear.py", {' and not torch.is_autocast_enabled("cpu")': ""},
         "tests/test_linear.py::test_autocast"),

@@ -583,7 +583,7 @@ def test_statistics_of_half_precision_far_from_zero(dtype, slice_values):
     x = (normal((128, 3, 6, 6)) + 1000).to(dtype)
     expected = [each.float() for each in batch_statistics(x.double())]
     with mock.patch("fast.blocks.SLICE_VALUES", slice_values):
-        for _, *found in (Normalize.apply(x, None, None, 1e-5), NormReluPool.apply(x, None, None, 0.0, True, 1e-5)):
+        for _, *found in (Normalize.apply(x, None, None, 1e-5), NormReluPool.apply(x, None, None, 1e-5, 0.0, True)):
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=0)
 
 
