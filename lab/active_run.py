@@ -66,7 +66,7 @@ class ActiveRun:
         self.trainer: Trainer | None = None
         self.tracking: Tracking | None = None
         self.recorded: Future | None = None
-        self.saved = 0  # epochs
+        self.saved = len(folder.metrics())  # epochs
         self.failed = False
 
     def begin(self, build: Build, tools: list[type]) -> None:

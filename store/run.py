@@ -241,13 +241,14 @@ def intact(data: bytes) -> bool:
 
     torch.save never compresses, so an archive that would unpack to more is refused unread. It sets no
     attributes either, which no CRC covers: torch.load skips a part marked as a folder, and its tensor
-    is whatever was in memory before.
+    is whatever was in memory before. Of two parts of one name, readers differ in which they take.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             parts = archive.infolist()
             marked = any(part.external_attr for part in parts)
+            alone = len({part.filename.lower() for part in parts}) == len(parts)
             small = sum(part.file_size for part in parts) <= len(data)
-            return small and not marked and archive.testzip() is None
+            return alone and small and not marked and archive.testzip() is None
     except Exception:  # zipfile raises many kinds on damaged input; each one means damaged
         return False
