@@ -24,9 +24,12 @@ import torch.nn.functional as F
 from comparison import normal
 from torch import Tensor, nn
 
+from cnn.model import CNN
+from fast import choice
 from fast.gpu import guard
 from layers import BatchNorm1d, BatchNorm2d, Dropout, Dropout2d
 from layers.functional import kept
+from mlp.model import MLP
 
 needs_triton = pytest.mark.skipif(not importlib.util.find_spec("triton"), reason="no triton here")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -79,7 +82,7 @@ def assert_near(found: dict, expected: dict, tolerance: float) -> None:
 
 def inputs(shape: tuple, dtype: torch.dtype, mean: float = 0.0) -> tuple[Tensor, nn.Module]:
     """A batch, and a norm with weights of both signs and a zero."""
-    norm = (BatchNorm2d if len(shape) == 4 else BatchNorm1d)(shape[1])
+    norm = (BatchNorm2d if len(shape) == 4 else BatchNorm1d)(shape[1], eps=0.1)
     with torch.no_grad():
         norm.weight.copy_(normal(shape[1:2], 1))
         norm.bias.copy_(normal(shape[1:2], 2))
@@ -376,6 +379,34 @@ def test_guard_survives_kernels_that_do_not_build():
         assert guard.cnn_block(x, norm, nn.Identity()) is None
     guard.works.cache_clear()
     assert len(said.getvalue().splitlines()) == 1 and "TypeError" in said.getvalue()
+
+
+@pytest.mark.parametrize("broken", [False, True])
+@on_kernels
+def test_networks_train_on_kernels_that_are_right_and_else_on_their_layers(broken):
+    """Whole maps are dropped alike, so the two ways give the same block."""
+    from fast.gpu import blocks, kernels
+
+    cnn, mlp, said = CNN(0.3).to(DEVICE), MLP(drop_rate=0.3).to(DEVICE), io.StringIO()
+    x = normal((2, 128, 4, 4), device=DEVICE).contiguous(memory_format=torch.channels_last)
+    hidden = normal((20, 100), device=DEVICE)
+    kernel = Broken(kernels.pool_kernel, "pooled") if broken else kernels.pool_kernel
+    columns = Broken(kernels.columns_forward_kernel, "y") if broken else kernels.columns_forward_kernel
+    guard.works.cache_clear()
+    with (mock.patch.object(choice, "fuses", lambda *_: False), contextlib.redirect_stderr(said),
+          mock.patch.object(kernels, "pool_kernel", kernel),
+          mock.patch.object(kernels, "columns_forward_kernel", columns)):
+        functions = [choice.faster(x, cnn.norm1, cnn.dropout),
+                     choice.faster_hidden(hidden, mlp.norm, mlp.dropout)]
+        torch.manual_seed(0)
+        found = cnn.norm_relu_dropout_pool(x, cnn.norm1)
+        mlp.after_linear1(hidden)
+    guard.works.cache_clear()
+    assert len(said.getvalue().splitlines()) == 2 * broken
+    assert functions == ([choice.pool_early, None] if broken else
+                         [blocks.norm_relu_dropout_pool, blocks.norm_relu_dropout])
+    torch.manual_seed(0)
+    torch.testing.assert_close(found, choice.pool_early(x, cnn.norm1, cnn.dropout))
 
 
 def test_kernels_are_left_alone_where_they_do_not_apply(monkeypatch):

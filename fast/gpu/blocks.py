@@ -102,6 +102,7 @@ class NormReluPool(torch.autograd.Function):
         ctx.save_for_backward(x, weight, bias, pooled, code, stats)
         mean, _, variance, _ = stats
         ctx.mark_non_differentiable(mean, variance)
+        ctx.set_materialize_grads(False)  # or zeros are filled in for these two
         return y, mean, variance
 
     @staticmethod
@@ -150,6 +151,7 @@ class NormRelu(torch.autograd.Function):
         ctx.save_for_backward(x, weight, bias, eps, keep, stats, y)
         mean, _, variance, _ = stats
         ctx.mark_non_differentiable(mean, variance)
+        ctx.set_materialize_grads(False)  # or zeros are filled in for these two
         return y, mean, variance
 
     @staticmethod
