@@ -2,8 +2,8 @@
 
 Each takes the place of torch.nn's module of its name, but is no subclass of it: tools that search
 by class (torch.optim.swa_utils.update_bn, nn.SyncBatchNorm.convert_sync_batchnorm) do not see it.
-torch.compile, torch.export and torch.func work. torch.jit.script raises RuntimeError, and
-torch.fx.symbolic_trace TraceError, unless its tracer takes the modules for leaves.
+torch.compile, torch.export and torch.func work as with PyTorch's. torch.jit.script refuses it;
+torch.fx.symbolic_trace raises TraceError, unless its tracer takes the modules for leaves.
 """
 
 import torch
