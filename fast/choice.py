@@ -1,9 +1,9 @@
 """Which function computes a network's block: decided here, for every device.
 
 A CNN's block is MaxPool(dropout(ReLU(norm(x)))), an MLP's dropout(ReLU(norm(x))). A function may
-take its modules' place only where nobody could tell: for exactly the classes of layers/ as they were
-written, with no hook on them. All else is called as a module: a subclass, PyTorch's own layer, a
-pruned or observed one.
+take its modules' place only where nobody could tell: for exactly the classes of layers/ as they
+were written, with no hook on them. All else is called as a module: a subclass, PyTorch's own layer,
+a pruned or observed one.
 """
 
 from collections.abc import Callable
