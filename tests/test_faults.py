@@ -164,6 +164,35 @@ def test_refused_at_any_moment_it_says_so_in_one_line_and_goes_on_later(number, 
     record_property(f"refused with {errno.errorcode[number]}", f"{len(points)}")
 
 
+@pytest.mark.parametrize("number", sorted(files.NO_FSYNC))
+def test_a_file_system_that_cannot_sync_folders_trains_all_the_same_and_says_so_once(number, undisturbed, tmp_path,
+                                                                                     monkeypatch, capsys):
+    fsync = os.fsync
+
+    def of_files_alone(descriptor):
+        if Path(f"/proc/self/fd/{descriptor}").is_dir():
+            raise OSError(number, os.strerror(number))
+        fsync(descriptor)
+
+    wanted = case("mlp")
+    undisturbed(wanted)
+    monkeypatch.setattr(files, "_unsynced", set())
+    monkeypatch.setattr(os, "fsync", of_files_alone)
+    finishes(wanted, undisturbed, tmp_path)
+    one_error(capsys, "cannot sync folders", "power cut")
+
+
+def test_a_failure_of_the_future_is_tried_again_with_retry_alone(half_done, undisturbed):
+    """A clock that was wrong and was moved back."""
+    wanted, folder = half_done
+    failure = {"reason": "no memory", "epoch": 3, "step": None, "time": time.time() + 10 ** 9}
+    RunFolder(folder).fail(failure)
+    assert wanted.run(undisturbed.data, folder.parents[1]) == 1
+    assert RunFolder(folder).failure() == failure
+    assert Case("mlp", (*wanted.flags, "--retry")).run(undisturbed.data, folder.parents[1]) == 0
+    assert outcome(folder) == undisturbed(wanted)[0]
+
+
 @pytest.fixture
 def disk(tmp_path):
     """A small disk of its own."""

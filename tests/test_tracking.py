@@ -2,10 +2,12 @@
 
 import importlib.util
 import json
+import os
 import re
 import struct
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -14,6 +16,7 @@ from in_process import main, only_run, untimed
 
 from lab import tracking
 from lab.tracking import CURVES, FINAL
+from store.files import UserError
 from store.run import RunFolder
 
 EVENTS = "events.out.tfevents.*"
@@ -257,30 +260,120 @@ def test_a_folder_of_the_packages_name_is_not_the_package(tmp_path, monkeypatch,
     assert "wandb is not installed" in capsys.readouterr().err
 
 
+@pytest.fixture
+def tool(monkeypatch):
+    """Puts a tool in TensorBoard's place that does `fault()` at one of its calls."""
+    def put(when, fault) -> None:
+        def at(name):
+            return lambda self, *_: fault() if name == when else None
+
+        calls = {name: at(name) for name in ("__init__", "epoch", "finish", "close")}
+        monkeypatch.setitem(tracking.TOOLS, "tensorboard", type("Tool", (), {"package": "tensorboard", **calls}))
+        spec = importlib.machinery.ModuleSpec("tensorboard", None, origin="here")
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
+    return put
+
+
+class Panic(BaseException):
+    """Of a client that is written in another language."""
+
+
+def raising(error):
+    def fault():
+        raise error
+    return fault
+
+
 @pytest.mark.parametrize("when", ("__init__", "epoch", "finish", "close"))
-def test_a_tool_that_fails_does_not_end_the_run(when, train, monkeypatch, capsys):
-    class Tool:
-        package = "tensorboard"
-
-        def __init__(self, folder, config, rows):
-            self.fail_at("__init__")
-
-        def fail_at(self, name):
-            if name == when:
-                raise OSError("the disk is full")
-
-        def epoch(self, row):
-            self.fail_at("epoch")
-
-        def finish(self, result):
-            self.fail_at("finish")
-
-        def close(self):
-            self.fail_at("close")
-
-    monkeypatch.setitem(tracking.TOOLS, "tensorboard", Tool)
-    spec = importlib.machinery.ModuleSpec("tensorboard", None, origin="here")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
+@pytest.mark.parametrize(("fault", "reason"), [
+    (raising(OSError("the disk\x1b[2J\nis full")), "OSError: the disk?[2J is full"), (sys.exit, "SystemExit: "),
+    (raising(SystemExit(3)), "SystemExit: 3"), (raising(Panic("at once")), "Panic: at once"),
+    (lambda: time.sleep(2), "TimeoutError: no answer within 0.3 seconds")], ids=lambda value: str(value)[:20])
+def test_a_tool_that_fails_exits_or_hangs_does_not_end_the_run(when, fault, reason, tool, train, monkeypatch, capsys):
+    tool(when, fault)
+    monkeypatch.setattr(tracking, "LONGEST_CALL", 0.3)
     run = train("--num_epochs", 2, "--tensorboard")
     assert run.finished(2)
-    assert capsys.readouterr().err.count(f"{run.name}: no more for tensorboard (OSError: the disk is full)") == 1
+    assert capsys.readouterr().err.splitlines()[-1:] == [f"{run.name}: no more for tensorboard ({reason})"]
+
+
+def test_ctrl_c_while_a_tool_works_ends_the_run(tool, train, monkeypatch):
+    tool("epoch", lambda: time.sleep(5))
+    join = threading.Thread.join
+
+    def interrupted(thread, timeout=None):
+        if timeout == tracking.LONGEST_CALL and interrupted.calls:
+            raise KeyboardInterrupt
+        interrupted.calls += timeout == tracking.LONGEST_CALL
+        join(thread, timeout)
+
+    interrupted.calls = 0
+    monkeypatch.setattr(threading.Thread, "join", interrupted)
+    with pytest.raises(AssertionError, match="130"):
+        train("--num_epochs", 2, "--tensorboard")
+
+
+# What lies in the folder already
+
+
+def test_a_wandb_that_is_a_link_is_not_followed(train, offline, tmp_path, capsys):
+    run = train("--num_epochs", 1)
+    kept = tmp_path / "elsewhere" / "offline-run-1" / "kept"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("mine")
+    (run.folder / "wandb").symlink_to(kept.parents[1])
+    capsys.readouterr()
+    assert train("--num_epochs", 2, "--wandb").finished(2)
+    line, = capsys.readouterr().err.splitlines()
+    assert "no more for wandb" in line and "is a link" in line
+    assert [path for path in (tmp_path / "elsewhere").rglob("*") if path.is_file()] == [kept]
+    assert kept.read_text() == "mine"
+
+
+@pytest.mark.parametrize("kind", ["a pipe", "a folder", "a link", "huge", "no name", "nothing"])
+def test_an_identity_that_is_none_is_made_again(kind, tmp_path):
+    path, secret = tmp_path / "wandb" / "id", tmp_path / "secret"
+    path.parent.mkdir()
+    secret.write_text("hunter2")
+    make = {"a pipe": lambda: os.mkfifo(path), "a folder": path.mkdir, "a link": lambda: path.symlink_to(secret),
+            "huge": lambda: path.write_text("x" * 10 ** 6), "no name": lambda: path.write_text("a/../b\n"),
+            "nothing": lambda: path.write_text("")}
+    make[kind]()
+    if kind == "a folder":
+        with pytest.raises(UserError, match="cannot write"):
+            tracking.identity(path)
+        return
+    name = tracking.identity(path)
+    assert re.fullmatch("[0-9a-f]{12}", name) and secret.read_text() == "hunter2"
+    assert tracking.identity(path) == name
+
+
+def test_a_misspelt_mode_is_one_line_before_any_work(image_folder, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "ofline")
+    assert main("mlp", "--data_dir", image_folder, "--runs_dir", tmp_path / "runs", "--wandb") == 2
+    line, = capsys.readouterr().err.splitlines()
+    assert "WANDB_MODE is 'ofline'" in line and "offline" in line
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_that_diverged_has_failed_in_the_hparams_view(image_folder, tmp_path, offline):
+    pytest.importorskip("tensorboard")
+    from tensorboard.plugins.hparams import api_pb2
+
+    assert main("mlp", "--data_dir", image_folder, "--runs_dir", tmp_path, "--num_epochs", 2, "--learning_rate", 1e30,
+                0.001, "--tensorboard", "--wandb") == 1
+    statuses = {row.hparams["learning_rate"].number_value: row.sessions[0].status for row in hparams_view(tmp_path)[1]}
+    assert statuses == {1e30: api_pb2.STATUS_FAILURE, 0.001: api_pb2.STATUS_SUCCESS}
+    failed, = (tmp_path / "mlp").glob("*1e+30*")
+    for _ in range(100):
+        codes = [record.exit.exit_code for record in records_of(RunFolder(failed)) if record.HasField("exit")]
+        if codes:
+            break
+        time.sleep(0.2)
+    assert codes == [1]
+    for events in failed.glob(EVENTS):
+        events.unlink()
+    assert tracking.export(RunFolder(failed), [tracking.TensorBoard])  # and afterwards the same
+    rows = {row.hparams["learning_rate"].number_value: row.sessions[0].status for row in hparams_view(tmp_path)[1]}
+    assert rows == statuses
