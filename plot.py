@@ -1,10 +1,18 @@
 #!/usr/bin/env python3
 """Draw every figure and write every table and REPORT.md, from the published runs in results/ or from your own."""
 
-import argparse
 import os
-import re
 import sys
+
+sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
+
+from lab.terminal import begin
+
+if __name__ == "__main__":
+    begin()  # before all that takes time, as Ctrl-C may come
+
+import argparse
+import re
 import time
 from pathlib import Path
 

@@ -1,7 +1,20 @@
 #!/usr/bin/env bash
 #SBATCH --requeue
 #SBATCH --open-mode=append
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@"  # sh run_grid.sh
 set -euo pipefail
+
+pids='' stopped='interrupted'
+stop() {
+  trap '' INT TERM HUP
+  for pid in $pids ${!:-}; do kill -TERM -- "-$pid" 2>/dev/null || true; done
+  wait 2>/dev/null
+  echo "run_grid.sh: $stopped" >&2 || true
+  exit "$1"
+}
+trap 'stop 130' INT
+trap 'stop 143' TERM
+trap 'stop 129' HUP
 
 help() {
   cat <<'EOF'
@@ -14,7 +27,7 @@ STUDY is one of
   mlp           batch size × learning rate × drop rate of the MLP, 60 runs
   cnn           the same of the CNN, 60 runs
   ablation      both networks with and without batch normalization and dropout, 4 + 4 runs
-  dropout_type  the CNN at five drop rates, dropping single activations or whole feature maps, 10 runs
+  dropout_type  the CNN at five drop rates, dropping single activations or whole feature maps, 9 runs
   drop_rate     the CNN at five drop rates
   batch_size    the MLP without dropping at four batch sizes
   all           all of these; runs shared by several studies are trained once
@@ -40,7 +53,8 @@ EOF
 
 die() { echo "run_grid.sh: error: $1" >&2; exit 2; }
 
-repo=$(CDPATH='' cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+repo=$(readlink -f "${BASH_SOURCE[0]}" 2>/dev/null || echo "${BASH_SOURCE[0]}")  # through links
+repo=$(CDPATH='' cd "$(dirname "$repo")" && pwd)
 [[ -e $repo/lab/options.py ]] || repo=${SLURM_SUBMIT_DIR:-$repo}  # Slurm runs a copy of this file from elsewhere
 [[ -e $repo/lab/options.py ]] || die "$repo is not the repository; call sbatch from the repository's folder"
 if [[ -z ${PYTHON:-} ]]; then
@@ -96,20 +110,35 @@ study() {
     all) for each in mlp cnn ablation dropout_type drop_rate batch_size; do study $each "$@"; done ;;
     arguments)
       for each in capacity weight_decay data_size batch_norm shuffled_patches; do study $each "$@"; done ;;
-    *) die "there is no study '$name'; choose among $names" ;;
+    *) die "there is no study '$name'$(nearest "$name"); choose among $names" ;;
   esac
 }
 
 names='mlp cnn ablation dropout_type drop_rate batch_size all capacity weight_decay data_size batch_norm shuffled_patches arguments'
 
-main() {  # one call of main.py; a failed run (exit code 1) does not keep the others from being trained
+# shellcheck disable=SC2086  # names are words
+nearest() {
+  "$PYTHON" -Ic 'import difflib, sys
+for name in difflib.get_close_matches(sys.argv[1], sys.argv[2:], 1): print(f", did you mean {name}?", end="")' "$1" $names
+}
+
+tolerated=1  # the exit code of a failed run, which does not keep the others from being trained
+main() {  # one call of main.py
   local code=0
   "$PYTHON" "$repo/$1/main.py" "${@:2}" || code=$?
-  ((code <= 1)) || exit $code
+  ((code <= tolerated)) || exit $code
 }
 
 calls() { for name in "${studies[@]}"; do study "$name" "$@"; done; }
-status() { "$PYTHON" "$repo/lab/status.py" "$@" <<<"$plan"; }
+plan() (  # every flag is checked before any work; Ctrl-C is for this script alone
+  trap '' INT TERM HUP
+  tolerated=0
+  calls "$@" --plan
+)
+status() (
+  [[ $* == --wait ]] || trap '' INT TERM HUP
+  exec "$PYTHON" "$repo/lab/status.py" "$@" <<<"$plan"
+)
 
 worker() {  # all that no other worker trains, and in the end what one that died has left
   calls "$@" --no_wait
@@ -119,29 +148,35 @@ worker() {  # all that no other worker trains, and in the end what one that died
 studies=() flags=() workers=1 mode=train
 while [[ $# -gt 0 ]]; do
   case $1 in
-    -h | --help) help; exit ;;
+    -h | --help) help || true; exit ;;
     -j) workers=${2:-}; shift ;;
     -j*) workers=${1#-j} ;;
-    --dry-run | --status) [[ $mode == train || $mode == "$1" ]] || die "take --dry-run or --status"; mode=$1 ;;
+    --dry-run | --status | --plan) [[ $mode == train || $mode == "$1" ]] || die "take --dry-run or --status"; mode=$1 ;;
     --evaluate* | --predict*) die "studies are trained; mlp/main.py and cnn/main.py do $1" ;;
     *) if [[ $1 != -* && ${#flags[@]} == 0 ]]; then studies+=("$1"); else flags+=("$1"); fi ;;
   esac
   [[ $# == 0 ]] || shift
 done
 set -- ${flags[@]+"${flags[@]}"}
+for flag in "$@"; do
+  [[ ${#studies[@]} -gt 0 || " $names " != *" $flag "* ]] || die "the study comes first: ./run_grid.sh $flag --flags…"
+done
 [[ ${#studies[@]} -gt 0 ]] || die "name a study: $names; see --help"
-[[ $workers =~ ^[1-9][0-9]*$ ]] || die "argument -j: '$workers' is not allowed, it must be a whole number, 1 or more"
+[[ $workers =~ ^[1-9][0-9]{0,3}$ ]] || die "argument -j: '$workers' is not allowed, it must be a whole number from 1 to 9999"
 
-plan=$(calls "$@" --dry-run) || exit 2  # every flag is checked before any work
+plan=$(plan "$@") || exit 2
 plan=$(awk '!seen[$0]++' <<<"$plan")
 case $mode in
-  --dry-run) echo "$plan"; exit ;;
+  --plan) printf '%s\n' "$plan"; exit ;;
+  --dry-run) status --dry-run; exit ;;
   --status) status; exit ;;
 esac
-if outcome=$(status --outcome 2>/dev/null); then
-  echo "$outcome"
+if status --outcome >/dev/null 2>&1; then
+  status --outcome
   exit
 fi
+runs=$(wc -l <<<"$plan")
+((workers <= runs)) || workers=$((runs))
 
 cores=${SLURM_CPUS_PER_TASK:-${SLURM_CPUS_ON_NODE:-$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)}}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > workers ? cores / workers : 1))}
@@ -152,37 +187,25 @@ if [[ " $* " == *" --retry "* ]]; then  # failures are forgotten once, before an
   set -- ${kept[@]+"${kept[@]}"}
 fi
 if [[ -n ${SLURM_JOB_ID:-} && $workers == 1 ]]; then  # the other tasks are the other workers
+  trap - INT TERM HUP
   worker "$@"
   status --outcome
   exit
 fi
 
-first=${plan%%$'\n'*}
-logs=$(dirname "$(dirname "$first")")/logs
-mkdir -p "$logs"
+logs=$(status --logs) || exit 2
 log() { echo "$logs/$HOSTNAME-$$-$1.log"; }
 list_gpus() { nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null | tr '\n' ,; }
 IFS=, read -ra gpus <<<"${CUDA_VISIBLE_DEVICES-$(list_gpus)}"
 
-pids=''
-stop() {
-  trap '' INT TERM HUP
-  for pid in $pids ${!:-}; do kill -TERM -- "-$pid" 2>/dev/null || true; done
-  wait 2>/dev/null
-  echo "run_grid.sh: stopped; the same call goes on from the last finished epoch of each run" >&2
-  exit "$1"
-}
-trap 'stop 130' INT
-trap 'stop 143' TERM
-trap 'stop 129' HUP
-
+stopped='stopped; the same call goes on from the last finished epoch of each run'
 set -m  # each worker leads a process group of its own, which can be ended as a whole
 for ((k = 0; k < workers; k++)); do
   if ((${#gpus[@]} > 1)); then export CUDA_VISIBLE_DEVICES=${gpus[k % ${#gpus[@]}]}; fi
   worker "$@" >"$(log $k)" 2>&1 </dev/null &
   pids+=" $!"
 done
-"$PYTHON" "$repo/lab/status.py" --watch <<<"$plan" &  # a child of this shell, as it ends with it
+"$PYTHON" "$repo/lab/status.py" --watch $$ <<<"$plan" &  # a child of this shell, as it ends with it
 watch=$!
 set +m
 
@@ -193,7 +216,7 @@ for pid in $pids; do
   if ((code > 128)); then
     echo "run_grid.sh: a worker was ended by signal $((code - 128)); the others took over, or the same call goes on" >&2
   elif ((code)); then
-    errors+=$(tail -n 1 "$(log $k)")$'\n'
+    errors+=$(tail -n 1 -- "$(log $k)")$'\n'
   fi
   k=$((k + 1))
 done

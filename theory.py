@@ -15,8 +15,17 @@ validation accuracy.
 exit code: 0 done, 2 something for you to mend, such as runs that are not there
 """
 
-import argparse
+import os
 import sys
+
+sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
+
+from lab.terminal import begin
+
+if __name__ == "__main__":
+    begin()  # before all that takes time, as Ctrl-C may come
+
+import argparse
 from pathlib import Path
 
 from lab.options import Parser, setting

@@ -1,14 +1,18 @@
 #!/usr/bin/env python3
 """Train the CNN on CIFAR-10: one run for every combination of the values given."""
 
+import os
 import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
 
-from lab.options import parse_command_line
+from lab.terminal import begin, gently
 
 if __name__ == "__main__":
+    begin()  # before all that takes time, as Ctrl-C may come
+
+    from lab.options import parse_command_line
+
     # before torch is imported: help and a wrong value answer at once
     options = parse_command_line("cnn", __doc__)
 
@@ -16,4 +20,6 @@ if __name__ == "__main__":
     from lab.experiment import run_experiment
     from load_data import load_cifar_4d
 
-    sys.exit(run_experiment(options, build, load_cifar_4d))
+    with gently():
+        code = run_experiment(options, build, load_cifar_4d)
+    sys.exit(code)

@@ -10,7 +10,7 @@ import torch
 from fast.machine import processor, versions
 from fast.side_by_side import SideBySide
 from lab.checkpoint import Lost, best_of, checkpoint_of, take_up
-from lab.progress import Progress
+from lab.progress import Pace, Progress
 from lab.tracking import Tracking
 from load_data import Data
 from store.code import code_version
@@ -59,10 +59,10 @@ class ActiveRun:
     """`ends` is closed as soon as the run is finished or failed, and gives the lock back."""
 
     def __init__(self, folder: RunFolder, settings: Settings, data: Data, device: torch.device,
-                 ends: contextlib.ExitStack, place: str = ""):
+                 ends: contextlib.ExitStack, place: str = "", pace: Pace | None = None):
         self.folder, self.settings, self.data, self.device = folder, settings, data, device
         self.ends = ends
-        self.place = place
+        self.place, self.pace = place, pace
         self.trainer: Trainer | None = None
         self.tracking: Tracking | None = None
         self.recorded: Future | None = None
@@ -72,7 +72,7 @@ class ActiveRun:
     def begin(self, build: Build, tools: list[type]) -> None:
         """Take up the last checkpoint, or start."""
         config = describe(self.settings, self.data, self.device)
-        self.progress = Progress(self.settings, self.place)
+        self.progress = Progress(self.settings, self.place, self.pace)
         self.ends.callback(self.progress.close)
         self.folder.start(config)
         with self.failure_recorded():

@@ -12,8 +12,7 @@ from fast.machine import choose_device, keep_freed_memory  # before torch: says 
 import torch
 
 from lab.active_run import ActiveRun, in_words, train
-from lab.progress import print_results
-from lab.terminal import open_closed_streams
+from lab.progress import Pace, print_results
 from lab.tracking import chosen_tools
 from load_data import Data
 from store.files import UserError, one_line
@@ -28,7 +27,6 @@ Load = Callable[[Path, bool], Data]
 
 def run_experiment(options, build: Build, load: Load) -> int:
     """Do what the command line says; returns the exit code."""
-    open_closed_streams()
     try:
         chosen_tools(options)  # one that is missing is told before any work
         device = choose_device(options.device)
@@ -64,9 +62,10 @@ def train_all(options, build: Build, data: Data, device: torch.device) -> int:
         forget_failures(folders.values())
     data = on_device(data, options.settings[0], device)
     waiting_for = None
+    pace = Pace(folders.values(), options.num_epochs) if len(folders) > 1 else None
     while left := [settings for settings, folder in folders.items() if is_open(settings, folder)]:
         size = SIDE_BY_SIDE if gain_side_by_side(options, device) else 1
-        trained = [train_group(group, folders, options, build, data, device)
+        trained = [train_group(group, folders, options, build, data, device, pace)
                    for group in groups(left, size)]
         if any(trained):
             continue
@@ -79,6 +78,8 @@ def train_all(options, build: Build, data: Data, device: torch.device) -> int:
             waiting_for = folder.name
         time.sleep(0.5)
     print_results(folders)
+    if len(folders) > 1:
+        print(one_line(f"runs are in {options.runs_dir / options.network}"))
     return 1 if any(has_failed(*run) for run in folders.items()) else 0
 
 
@@ -92,7 +93,7 @@ def has_failed(settings: Settings, folder: RunFolder) -> bool:
 
 
 def train_group(group: list[Settings], folders: dict[Settings, RunFolder], options, build: Build,
-                data: Data, device: torch.device) -> bool:
+                data: Data, device: torch.device, pace: Pace | None = None) -> bool:
     """Train those of a group whose lock can be had, side by side; returns whether there were any."""
     places = {settings: place for place, settings in enumerate(folders, 1)}
     with contextlib.ExitStack() as stack:
@@ -101,7 +102,7 @@ def train_group(group: list[Settings], folders: dict[Settings, RunFolder], optio
             folder, ends = folders[settings], stack.enter_context(contextlib.ExitStack())
             if ends.enter_context(folder.hold()) and is_open(settings, folder):
                 place = f"{places[settings]}/{len(folders)} " if len(folders) > 1 else ""
-                runs.append(ActiveRun(folder, settings, data, device, ends, place))
+                runs.append(ActiveRun(folder, settings, data, device, ends, place, pace))
                 runs[-1].begin(build, chosen_tools(options))
             else:
                 ends.close()

@@ -2,10 +2,15 @@
 
 import argparse
 import dataclasses
+import difflib
 import itertools
+import json
 import os
+import re
+import shlex
 from pathlib import Path
 
+from lab.status import print_plan, read_plan
 from store.files import ROOT, one_line
 from store.settings import DEFAULTS, LIMITS, LONGEST_NAME, Settings
 
@@ -14,7 +19,18 @@ class Parser(argparse.ArgumentParser):
     """Errors in one line, with the way to the help, and exit code 2."""
 
     def error(self, message: str):
-        self.exit(2, one_line(f"{self.prog}: error: {message}; --help shows all options") + "\n")
+        self.exit(2, one_line(f"{self.prog}: error: {message}{self.nearest(message)}; --help shows "
+                              "all options") + "\n")
+
+    def nearest(self, message: str) -> str:
+        """The flag or value that a misspelt one is likest to."""
+        flags = self._option_string_actions
+        word, known = "", ()
+        if match := re.match(r"unrecognized arguments: (--[^\s=]+)", message):
+            word, known = match[1], flags
+        elif match := re.match(r"argument (--\w+): invalid choice: '(.*)' \(", message):
+            word, known = match[2], flags[match[1]].choices
+        return "".join(f"; did you mean {close}?" for close in difflib.get_close_matches(word, known, 1))
 
 
 def number(kind, allowed: str, is_allowed):
@@ -162,7 +178,8 @@ def add_use(group) -> None:
     """What is done instead of training."""
     either = group.add_mutually_exclusive_group()
     either.add_argument("--dry-run", action="store_true",
-                        help="print the folder and the epochs of every run, and do nothing")
+                        help="print every run's folder, epochs and state, and do nothing")
+    either.add_argument("--plan", action="store_true", help=argparse.SUPPRESS)  # for lab/status.py
     either.add_argument("--evaluate", type=RUN, metavar="RUN",
                         help="print how a run's best weights do on the test set: loss, accuracy, accuracy per "
                              "class and confusion matrix; RUN is a folder or a run's name; trailing defaults "
@@ -184,7 +201,8 @@ def parse_command_line(network: str, description: str, arguments: list[str] | No
     options.network = network
     if options.predict and options.evaluate is None:
         parser.error("argument --predict: needs --evaluate RUN, the run whose network shall predict")
-    if options.evaluate is None and not options.dry_run and not can_write_in(options.runs_dir):
+    listing = options.dry_run or options.plan
+    if options.evaluate is None and not listing and not can_write_in(options.runs_dir):
         parser.error(f"argument --runs_dir: {str(options.runs_dir)!r} is not allowed, it must be a folder to "
                      "write in")
     if network == "mlp" and 1 in options.batch_size and not options.without_BatchNorm:
@@ -194,12 +212,24 @@ def parse_command_line(network: str, description: str, arguments: list[str] | No
     if any(len(run.name) > LONGEST_NAME for run in options.settings):
         parser.error("the settings have too many digits for the name of a run's folder, at most "
                      f"{LONGEST_NAME} letters; take rounder numbers")
-    if options.dry_run:
-        for run in options.settings:
-            print(f"{one_line(str(options.runs_dir / network / run.name))}  ({run.num_epochs} "
-                  f"epoch{'s' * (run.num_epochs != 1)})")
+    if listing:
+        plan = [json.dumps({"folder": str(options.runs_dir / network / run.name),
+                            "num_epochs": run.num_epochs, "command": command(parser, options, run)})
+                for run in options.settings]
+        print("\n".join(plan)) if options.plan else print_plan(read_plan(plan))
         parser.exit()
     return options
+
+
+def command(parser: Parser, options, run: Settings) -> str:
+    """The command line of a run, without its seed and whatever else is at its default."""
+    words = [f"{run.network}/main.py"]
+    for name in (*vars(run), "device", "data_dir", "runs_dir"):
+        value = getattr(run, name, getattr(options, name, None))
+        if name not in ("network", "seed") and value != parser.get_default(name):
+            apart = [f"--{name}", str(value)]
+            words += apart[:1] if value is True else ["=".join(apart)] if apart[1][0] == "-" else apart
+    return shlex.join(words)
 
 
 def combinations(options) -> list[Settings]:

@@ -1,26 +1,45 @@
 """What a run shows while it trains, and the table at the end."""
 
 import sys
+import time
 
 from tqdm import tqdm
 
+from lab.status import duration
+from lab.table import columns, fitting, print_table, short
 from store.run import RunFolder
 from store.settings import Settings
 
 BAR = "{desc} |{bar}| {n:.1f}/{total} [{elapsed}<{remaining}{postfix}]"
+ROOM = 36  # columns of the bar and of the numbers beside it
+
+
+class Pace:
+    """The time left for all runs of a command, by how fast this process has trained so far."""
+
+    def __init__(self, folders: list[RunFolder], num_epochs: int):
+        self.epochs = sum(max(0, num_epochs - len(folder.metrics())) for folder in folders
+                          if not folder.finished(num_epochs) and not folder.failure())
+        self.done, self.began = 0, time.monotonic()
+
+    def left(self) -> str:
+        """After one more epoch."""
+        self.done += 1
+        seconds = (time.monotonic() - self.began) / self.done * max(0, self.epochs - self.done)
+        return f"all {duration(seconds)}"
 
 
 class Progress:
     """A bar on a terminal; where the output goes elsewhere, a line per epoch."""
 
-    def __init__(self, settings: Settings, place: str = ""):
+    def __init__(self, settings: Settings, place: str = "", pace: Pace | None = None):
         self.title = f"{place}{settings.network} {settings.name}"
         self.num_epochs = settings.num_epochs
+        self.pace = pace
         self.bar = None
         if sys.stderr.isatty() and sys.stdout.isatty():
-            # A name without the defaults at its end, which --evaluate takes too, leaves room.
-            short = self.title.removesuffix("_seed0").removesuffix("_2d").removesuffix("_False_False")
-            self.bar = tqdm(total=settings.num_epochs, desc=short, bar_format=BAR, dynamic_ncols=True)
+            self.bar = tqdm(total=settings.num_epochs, bar_format=BAR, dynamic_ncols=True,
+                            desc=short(self.title, columns(sys.stderr) - ROOM))
 
     def begin(self, epoch: int) -> None:
         """The run goes on after so many epochs."""
@@ -38,14 +57,20 @@ class Progress:
             self.bar.n = epoch
 
     def epoch(self, row: dict) -> None:
+        left = f", {self.pace.left()}" if self.pace else ""
         if self.bar is not None:
-            self.bar.set_postfix_str(f"val loss {row['val_loss']:.3f} acc {row['val_acc']:.3f}, "
-                                     f"{row['seconds']:.1f} s/epoch")
+            room = columns(sys.stderr) - ROOM
+            self.bar.set_description_str(short(self.title, room), refresh=False)
+            loss, accuracy = f"val loss {row['val_loss']:.3f} acc ", f"{row['val_acc']:.3f}"
+            self.bar.set_postfix_str(fitting(
+                [f"{loss}{accuracy}, {row['seconds']:.1f} s/epoch{left}", f"{loss}{accuracy}{left}",
+                 f"val acc {accuracy}{left}", f"acc {accuracy}"], room - len(self.bar.desc)))
         else:
             self.say(f"epoch {row['epoch']}/{self.num_epochs}  "
                      f"train {row['train_loss']:.4f} {row['train_acc']:.4f}  "
                      f"val {row['val_loss']:.4f} {row['val_acc']:.4f}  "
-                     f"test {row['test_loss']:.4f} {row['test_acc']:.4f}  {row['seconds']:.1f} s")
+                     f"test {row['test_loss']:.4f} {row['test_acc']:.4f}  {row['seconds']:.1f} s"
+                     f"{left}{' left' * bool(left)}")
 
     def say(self, text: str) -> None:
         tqdm.write(f"{self.title}  {text}", file=sys.stdout)
@@ -58,12 +83,22 @@ class Progress:
 
 def print_results(folders: dict[Settings, RunFolder]) -> None:
     """The outcome of each run; losses and accuracies are those at the best validation accuracy."""
-    width = max(len(folder.name) for folder in folders.values())
-    print(f"\n{'run':{width}}  epochs  best  val loss  val acc  test loss  test acc    seconds")
+    rows, failed = [], 0
     for settings, folder in folders.items():
-        if (failure := folder.failure()) and not folder.finished(settings.num_epochs):
-            print(f"{folder.name:{width}}  failed: {failure.get('reason')}")
-        elif result := folder.result():
-            print(f"{folder.name:{width}}  {result['epochs']:6}  {result['best_epoch']:4}  "
-                  f"{result['val_loss']:8.4f}  {result['val_acc']:7.4f}  {result['test_loss']:9.4f}  "
-                  f"{result['test_acc']:8.4f}  {result['seconds']:9.1f}")
+        failure, result = folder.failure(), folder.result()
+        if failure and not folder.finished(settings.num_epochs):
+            failed += 1
+            rows.append((folder.name, [], f"failed: {failure.get('reason')}"))
+        elif result:
+            more = f"finished with {result['epochs']} epochs" * (result["epochs"] > settings.num_epochs)
+            rows.append((folder.name, [
+                str(result["epochs"]), str(result["best_epoch"]), f"{result['val_loss']:.4f}",
+                f"{result['val_acc']:.4f}", f"{result['test_loss']:.4f}", f"{result['test_acc']:.4f}",
+                f"{result['seconds']:.1f}"], more))
+    print()
+    if rows:
+        print_table(["run", "epochs", "best epoch", "val loss", "val acc", "test loss", "test acc",
+                     "seconds"], rows, drop=["seconds", "test loss", "val loss", "epochs", "best epoch"])
+    if failed:
+        print(f"{failed} of {len(folders)} run{'s' * (len(folders) > 1)} failed; "
+              "the same command with --retry trains them again")

@@ -6,31 +6,35 @@ CPU (a few minutes); both go on from there when they are asked for more.
 """
 
 import argparse
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
-from store.files import ROOT, UserError
+from lab.options import Parser
+from store.files import ROOT, UserError, one_line
 from store.run import RunFolder
 from store.settings import DEFAULTS, Settings
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", type=Path, help="CIFAR-10, or an image folder with train/CLASS/, test/CLASS/")
     parser.add_argument("--runs_dir", type=Path, default=ROOT / "runs", help="default: runs/ of this repository")
     options = parser.parse_args()
     try:
-        data = ["--data_dir", str(options.data_dir)] if options.data_dir else cifar_or_synthetic()
+        data = [f"--data_dir={options.data_dir}"] if options.data_dir else cifar_or_synthetic()
     except UserError as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
     runs = {}
     for network, epochs in (("mlp", 20), ("cnn", cnn_epochs())):
         command = [sys.executable, str(ROOT / network / "main.py"), "--num_epochs", str(epochs),
-                   "--runs_dir", str(options.runs_dir), *data]
-        print(f"\n$ {network}/main.py {' '.join(command[2:])}", flush=True)
+                   f"--runs_dir={options.runs_dir}", *data]
+        print("\n" + one_line(f"$ {network}/main.py {' '.join(command[2:])}"), flush=True)
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # it has an answer to Ctrl-C
         if code := subprocess.run(command).returncode:
             return code
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
         synthetic = "_synthetic" * ("--synthetic" in data)
         name = Settings.parse(network, str(DEFAULTS[network]["batch_size"])).name + synthetic
         runs[network.upper()] = RunFolder(options.runs_dir / network / name)
@@ -82,4 +86,4 @@ def summarize(runs: dict[str, RunFolder], picture: Path) -> None:
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(picture, dpi=150)
-    print(f"curves: {picture}")
+    print(one_line(f"curves: {picture}"))

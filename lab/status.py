@@ -1,28 +1,51 @@
 #!/usr/bin/env python3
-"""How far the runs of a study are, read from their folders alone: while workers train, and after all have died.
+"""How far the runs of a study are, read from their folders alone: while workers train, and after.
 
-    ./run_grid.sh mlp --dry-run | python status.py            a table
-    ./run_grid.sh mlp --dry-run | python status.py --watch    a bar, or a line per finished run, until it is ended
-    ./run_grid.sh mlp --dry-run | python status.py --outcome  what is not finished, and why; exit code 1 if anything
+    ./run_grid.sh mlp --plan | python lab/status.py            a table
+    ./run_grid.sh mlp --plan | python lab/status.py --outcome  the same in words, and the best settings
 
-`run_grid.sh … --status` is the first of these.
+`run_grid.sh … --status` is the first of these. A plan is for programs: a line of JSON per run, with
+its folder, its epochs and the command line that trains it.
 """
 
-import argparse
 import os
-import re
-import signal
 import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
+
+from lab.terminal import begin
+
+if __name__ == "__main__":
+    begin()  # before all that takes time, as Ctrl-C may come
+
+import argparse
+import json
+import shlex
+import signal
+import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
+from statistics import fmean
 from typing import NamedTuple
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
+from lab.table import columns, fitting, print_table
+from store.files import UserError, make_folder, one_line
 from store.run import STATES, Run, RunFolder, forget_failures
 
 ENDED = {"finished", "failed"}
+
+
+class Entry(NamedTuple):
+    """A line of a plan."""
+
+    folder: RunFolder
+    num_epochs: int
+    command: str = ""
+
+    def read(self) -> "Standing":
+        return Standing(self.folder.read(), *self)
 
 
 class Standing(NamedTuple):
@@ -31,10 +54,11 @@ class Standing(NamedTuple):
     run: Run
     folder: RunFolder
     num_epochs: int
+    command: str = ""
 
     @property
     def name(self) -> str:
-        return f"{self.run.network}/{self.run.name}"
+        return one_line(f"{self.run.network}/{self.run.name}")
 
     @property
     def state(self) -> str:
@@ -51,19 +75,19 @@ class Standing(NamedTuple):
         return 0 if self.state in ENDED else self.num_epochs - self.epochs
 
     @property
-    def val_acc(self) -> float | None:
-        """The best so far."""
-        return max((row["val_acc"] for row in self.run.rows[:self.num_epochs]), default=None)
+    def best(self) -> dict | None:
+        """The row of the best validation accuracy so far."""
+        return max(self.run.rows[:self.num_epochs], key=lambda row: row["val_acc"], default=None)
+
+    @property
+    def reason(self) -> str:
+        """Why it failed."""
+        return one_line(str((self.run.failure or {}).get("reason", "")) * (self.state == "failed"))
 
 
-def read(folder: RunFolder, num_epochs: int) -> Standing:
-    return Standing(folder.read(), folder, num_epochs)
-
-
-def read_plan(lines) -> list[tuple[RunFolder, int]]:
-    """The runs and their epochs in the lines that `main.py --dry-run` prints."""
-    found = (re.fullmatch(r"(.+)  \((\d+) epochs?\)", line.rstrip("\n")) for line in lines)
-    return [(RunFolder(Path(match[1])), int(match[2])) for match in found if match]
+def read_plan(lines: Iterable[str]) -> list[Entry]:
+    plan = map(json.loads, lines)
+    return [Entry(RunFolder(Path(each["folder"])), each["num_epochs"], each["command"]) for each in plan]
 
 
 def seconds_left(standings: list[Standing]) -> float | None:
@@ -115,35 +139,73 @@ def summary(standings: list[Standing]) -> str:
     return text
 
 
-def print_table(standings: list[Standing]) -> None:
-    width = max(len(each.name) for each in standings)
-    print(f"{'run':{width}}  {'state':11}   epoch   s/epoch  best val acc")
-    for each in standings:
-        speed = f"{each.run.seconds_per_epoch:8.2f}" if each.run.seconds_per_epoch else f"{'-':>8}"
-        accuracy = f"{each.val_acc:12.4f}" if each.val_acc else f"{'-':>12}"
-        reason = f"  {(each.run.failure or {}).get('reason')}" if each.state == "failed" else ""
-        print(f"{each.name:{width}}  {each.state:11} {each.epochs:3}/{each.num_epochs:3}  {speed}  "
-              f"{accuracy}{reason}")
+def print_plan(plan: list[Entry]) -> None:
+    """What --dry-run shows: folder, epochs, and the state of what is there."""
+    for each in plan:
+        state = each.folder.read().state(each.num_epochs)
+        print(one_line(f"{each.folder.folder}  ({each.num_epochs} epoch{'s' * (each.num_epochs != 1)})")
+              + f"  {state}" * (state != "missing"))
+
+
+def print_status(standings: list[Standing]) -> None:
+    """A table of all runs, the most accurate first."""
+    def row(each: Standing) -> tuple:
+        speed, best = each.run.seconds_per_epoch, each.best
+        return each.name, [f"{each.state:11}", f"{each.epochs}/{each.num_epochs}", f"{speed:.2f}" if speed else "-",
+                           *(f"{best[key]:.4f}" if best else "-" for key in ("val_acc", "test_acc"))], each.reason
+
+    ranked = sorted(standings, key=lambda each: -each.best["val_acc"] if each.best else 1)
+    print_table(["run", f"{'state':11}", "epoch", "s/epoch", "best val acc", "its test acc"],
+                map(row, ranked), drop=["s/epoch", "its test acc", "epoch"])
     print(summary(standings))
 
 
-def watch(plan: list[tuple[RunFolder, int]]) -> None:
-    """On a terminal a bar over all epochs; elsewhere a line for each run that ends. Goes on until it is ended."""
+def print_answer(standings: list[Standing], most: int = 5) -> None:
+    """The best settings of each network, and what to do with them."""
+    finished = [each for each in standings if each.state == "finished"]
+    for network in sorted({each.run.network for each in finished}):
+        settings: dict[tuple, list[Standing]] = {}
+        for each in finished:
+            if each.run.network == network:
+                settings.setdefault((each.run.setting, each.run.variant), []).append(each)
+        ranked = sorted(settings.values(), key=lambda those: -mean(those, "val_acc"))
+        print()
+        print_table([f"best settings, {network}", "val acc", "test acc", "seeds"],
+                    [("_".join(filter(None, (those[0].run.setting, those[0].run.variant))),
+                      [f"{mean(those, key):.4f}" for key in ("val_acc", "test_acc")] + [str(len(those))], "")
+                     for those in ranked[:most]], drop=["seeds"])
+        best = sorted(ranked[0], key=lambda each: each.run.seed)
+        seeds = " --seed " + " ".join(str(each.run.seed) for each in best)
+        print(one_line(f"the best:  python {best[0].command}{seeds}"))
+        print(one_line(f"lies in:   {best[0].folder.folder}"))
+    if finished:
+        runs = shlex.quote(str(finished[0].folder.folder.parents[1]))
+        print("\n" + one_line(f"figures:   python plot.py --runs_dir={runs} --output my_report"))
+        print(one_line(f"explore:   python plot.py --runs_dir={runs} --explore explore.html"))
+
+
+def mean(standings: list[Standing], key: str) -> float:
+    return fmean(each.run.result[key] for each in standings)
+
+
+def watch(plan: list[Entry], parent: int) -> None:
+    """A bar over all epochs on a terminal, elsewhere a line per run that ends; as long as `parent` lives."""
     from tqdm import tqdm
 
-    terminal, parent = sys.stderr.isatty(), os.getppid()
-    bar = tqdm(total=sum(epochs for _, epochs in plan), disable=not terminal, dynamic_ncols=True, unit="epoch",
+    terminal = sys.stderr.isatty()
+    bar = tqdm(total=sum(each.num_epochs for each in plan), disable=not terminal, dynamic_ncols=True,
                bar_format="{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} epochs [{elapsed}{postfix}]")
-    standings = [read(*entry) for entry in plan]
+    standings = [each.read() for each in plan]
     told = {each.name for each in standings if each.state in ENDED}
 
     def show() -> None:
-        standings[:] = [each if each.state == "finished" else read(each.folder, each.num_epochs)
-                      for each in standings]
+        standings[:] = [each if each.state == "finished" else Entry(*each[1:]).read() for each in standings]
         count = Counter(each.state for each in standings)
         bar.n = sum(each.epochs for each in standings)
-        bar.set_postfix_str(f"{count['finished']}/{len(plan)} runs, {count['running']} running, {count['failed']} "
-                            f"failed, {duration(seconds_left(standings))} left")
+        runs, left = f"{count['finished']}/{len(plan)} runs", f"{duration(seconds_left(standings))} left"
+        bar.set_postfix_str(fitting([
+            f"{runs}, {count['running']} running, {count['failed']} failed, {left}",
+            f"{runs}, {count['failed']} failed, {left}", f"{runs}, {left}"], columns(sys.stderr) - 45))
         for each in standings:
             if each.state in ENDED and each.name not in told:
                 told.add(each.name)
@@ -151,8 +213,9 @@ def watch(plan: list[tuple[RunFolder, int]]) -> None:
                     print(f"{each.state} {each.name}  ({count['finished']}/{len(plan)} finished)", flush=True)
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # after `stty tostop` a write would stop it
     try:
-        while os.getppid() == parent:  # else run_grid.sh was killed
+        while os.getppid() == parent:
             show()
             time.sleep(1)
     finally:
@@ -160,44 +223,75 @@ def watch(plan: list[tuple[RunFolder, int]]) -> None:
         bar.close()
 
 
-def wait(plan: list[tuple[RunFolder, int]]) -> int:
+def wait(plan: list[Entry]) -> int:
     """Wait until nothing is being trained, then return 0; return 1 at once if an unfinished run has
     no worker."""
     while True:
-        states = {folder.read().state(num_epochs) for folder, num_epochs in plan}
+        states = {each.folder.read().state(each.num_epochs) for each in plan}
         if "running" not in states or states & {"interrupted", "missing"}:
             return int(not states <= ENDED)
         time.sleep(0.5)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--watch", action="store_true", help="go on showing the progress, until ended")
-    parser.add_argument("--outcome", action="store_true", help="print what is not finished; exit code 1 if anything")
-    parser.add_argument("--wait", action="store_true", help="wait while others train; exit code 1 if a run is left")
-    parser.add_argument("--forget", action="store_true", help="let failed runs be trained again")
-    options = parser.parse_args()
-    plan = read_plan(sys.stdin)
-    if not plan:
-        parser.exit(2, "status.py: error: no runs on standard input; pipe in what run_grid.sh … --dry-run prints\n")
-    if options.watch:
-        watch(plan)
-        return 0
-    if options.forget:
-        forget_failures(folder for folder, _ in plan)
-        return 0
-    if options.wait:
-        return wait(plan)
-    standings = [read(*entry) for entry in plan]
-    if not options.outcome:
-        print_table(standings)
-        return 0
+def print_logs(plan: list[Entry]) -> None:
+    """The folder for what workers print, made and found to take files; in the bytes of its name."""
+    logs = plan[0].folder.folder.parents[1] / "logs"
+    make_folder(logs)
+    try:
+        tempfile.TemporaryFile(dir=logs).close()
+    except OSError as error:
+        raise UserError(f"cannot write in {logs}: {error.strerror}") from error
+    sys.stdout.buffer.write(os.fsencode(logs))
+    sys.stdout.buffer.flush()
+
+
+def print_outcome(plan: list[Entry]) -> int:
+    """What is not finished, and the best of what is; returns the exit code, 1 if anything is left."""
+    standings = [each.read() for each in plan]
     unfinished = [each for each in standings if each.state != "finished"]
     for each in unfinished:
-        reason = (each.run.failure or {}).get("reason", "")
-        print(f"{each.state}: {each.name}  {reason}", file=sys.stderr)
+        print(f"{each.state}: {each.name}  {each.reason}", file=sys.stderr)
     print(summary(standings))
+    print_answer(standings)
+    if any(each.state == "failed" for each in unfinished):
+        print("the same call with --retry trains failed runs again", file=sys.stderr)
     return 1 if unfinished else 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_mutually_exclusive_group().add_argument
+    add("--watch", type=int, metavar="PID", help="go on showing the progress, while that process lives")
+    add("--outcome", action="store_true", help="print what is not finished; exit code 1 if anything")
+    add("--wait", action="store_true", help="wait while others train; exit code 1 if a run is left")
+    add("--forget", action="store_true", help="let failed runs be trained again")
+    add("--dry-run", action="store_true", help="print folder, epochs and state of each run")
+    add("--logs", action="store_true", help="make the folder for what workers print, and name it")
+    options = parser.parse_args()
+    try:
+        plan = read_plan(sys.stdin)
+        if not plan:
+            raise ValueError
+    except (ValueError, TypeError, KeyError):
+        parser.exit(2, "status.py: error: no plan on standard input; pipe in that of run_grid.sh … --plan\n")
+    try:
+        if options.outcome:
+            return print_outcome(plan)
+        if options.wait:
+            return wait(plan)
+        if options.watch:
+            watch(plan, options.watch)
+        elif options.forget:
+            forget_failures(each.folder for each in plan)
+        elif options.logs:
+            print_logs(plan)
+        elif options.dry_run:
+            print_plan(plan)
+        else:
+            print_status([each.read() for each in plan])
+        return 0
+    except UserError as error:
+        parser.exit(2, f"run_grid.sh: error: {error}\n")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,73 @@
-"""Standard output and error, made safe: output that cannot be written never ends a run."""
+"""The terminal, or whatever stands in its place: Ctrl-C, output nobody takes, names it cannot show.
 
+Every command calls `begin` before it imports anything that takes time.
+"""
+
+import contextlib
+import io
 import os
+import select
+import signal
 import sys
+from collections.abc import Iterator
 
 
-def open_closed_streams() -> None:
-    """Some services start their programs without standard output or error."""
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+class Unfailing(io.FileIO):
+    """A reader may go, a disk may fill: the rest is dropped, and the run goes on."""
+
+    def write(self, data) -> int:
+        with contextlib.suppress(OSError):
+            while (written := super().write(data)) is None:  # not blocking, and full
+                select.select([], [self], [])
+            return written
+        return len(data)
+
+
+def begin() -> None:
+    """Have Ctrl-C end this process in one line, and output never end it."""
+    _on_interrupt(_leave)
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # else the next file would get its number
+        if descriptor:
+            stream = io.BufferedWriter(Unfailing(descriptor, "w", closefd=False))
+            old = getattr(sys, name)
+            setattr(sys, name, io.TextIOWrapper(
+                stream, old.encoding if old else "utf-8", "replace",
+                line_buffering=name == "stderr" or stream.isatty()))
+    try:
+        os.getcwd()  # noqa: PTH109
+    except OSError:
+        print(f"{sys.argv[0]}: error: the working directory is gone; cd to another one",
+              file=sys.stderr)
+        sys.exit(2)
+
+
+@contextlib.contextmanager
+def gently() -> Iterator[None]:
+    """Within, the first Ctrl-C is a KeyboardInterrupt: locks are given back, an epoch is written."""
+    _on_interrupt(_raise)
+    try:
+        yield
+    finally:
+        _on_interrupt(_leave)
+
+
+def _on_interrupt(action) -> None:
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as for a job in the background
+        signal.signal(signal.SIGINT, action)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])  # quickstart.py blocks it
+
+
+def _leave(*_) -> None:
+    """End at once: an exception could abort torch while it is imported."""
+    with contextlib.suppress(OSError):
+        os.write(2, b"\n" * os.isatty(2) + b"interrupted\n")
+    os._exit(130)
+
+
+def _raise(*_) -> None:
+    _on_interrupt(_leave)
+    raise KeyboardInterrupt

@@ -50,11 +50,11 @@ def processes(mark: str, part: str = "") -> list[int]:
 
 
 def workers(mark: str) -> list[int]:
-    """The main.py that train. Those of --dry-run are in the process group of run_grid.sh itself."""
+    """The main.py that train. Those of --plan are in the process group of run_grid.sh itself."""
     found = []
     for process in processes(mark, "main.py"):
         with contextlib.suppress(OSError):
-            if b"--dry-run" not in Path(f"/proc/{process}/cmdline").read_bytes():
+            if b"--plan" not in Path(f"/proc/{process}/cmdline").read_bytes():
                 found.append(process)
     return found
 

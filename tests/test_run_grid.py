@@ -4,6 +4,7 @@ import fcntl
 import os
 import pty
 import re
+import shlex
 import shutil
 import signal
 import struct
@@ -14,13 +15,13 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, run_main
 from grid import call, differences, epochs_per_run, kill_worker, processes, start, wait_until, workers
 
 from lab import status
 from store.run import RunFolder
 
-STUDIES = {"mlp": 60, "cnn": 60, "ablation": 8, "dropout_type": 10, "drop_rate": 5, "batch_size": 4}
+STUDIES = {"mlp": 60, "cnn": 60, "ablation": 8, "dropout_type": 9, "drop_rate": 5, "batch_size": 4}
 RUNS, EPOCHS = 4, 10
 
 
@@ -55,11 +56,11 @@ def test_studies_have_their_runs_and_a_run_of_several_is_named_once(tmp_path):
     for study, count in STUDIES.items():
         assert len(lines[study]) == len(set(lines[study])) == count, study
     together = plan("all", "--runs_dir", runs)
-    assert len(together) == len(set(together)) == 131
+    assert len(together) == len(set(together)) == 128
     assert set(together) == set().union(*lines.values())
     assert sorted(plan("batch_size", "mlp", "--runs_dir", runs)) == sorted(lines["mlp"])
-    assert f"{runs}/cnn/128_0.001_0.0_False_False_1d_seed0  (" in "\n".join(lines["dropout_type"])
-    assert f"{runs}/mlp/1024_0.001_0.2_True_True_seed0  (" in "\n".join(lines["ablation"])
+    assert f"{runs}/cnn/128_0.001_0.2_False_False_1d_seed0  (" in "\n".join(lines["dropout_type"])
+    assert f"{runs}/mlp/1024_0.001_0.0_True_False_seed0  (" in "\n".join(lines["ablation"])
     assert not runs.exists()
 
 
@@ -120,27 +121,28 @@ def test_status_tells_the_state_of_each_run_and_the_time_left(tmp_path, capsys):
     (run[0.0] / "result.json").write_text(
         '{"epochs": 10, "best_epoch": 3, "val_loss": 1, "val_acc": 0.5, "test_loss": 1, "test_acc": 1, "seconds": 30}')
     (run[0.6] / "failed.json").write_text('{"reason": "the loss was nan", "epoch": 3, "step": 1, "time": 1}')
-    entries = status.read_plan(f"{folder}  (10 epochs)\n" for folder in run.values())
+    entries = [status.Entry(RunFolder(folder), 10) for folder in run.values()]
     holder = subprocess.Popen([sys.executable, "-c", HOLDER, run[0.2]], cwd=ROOT, stdout=subprocess.PIPE)
     try:
         assert holder.stdout.readline() == b"held\n"
-        reports = [status.read(*entry) for entry in entries]
+        reports = [entry.read() for entry in entries]
         assert [report.state for report in reports] == ["finished", "running", "interrupted", "failed", "missing"]
         # 6 epochs of 5 s and 4 of 7 s; the missing run's ten take the mean of the others with its batch size, 4 s
         assert status.seconds_left(reports) == pytest.approx(30 + 28 + 40)
-        status.print_table(reports)
+        status.print_status(reports)
         table = capsys.readouterr().out.splitlines()
-        for line, rest in zip(table[1:6], (r"finished +10/ 10 +3.00 +0.2500", r"running +4/ 10 +5.00 +0.4500",
-                                           r"interrupted +6/ 10 +7.00 +0.6500", r"failed +2/ 10 .*the loss was nan",
-                                           r"missing +0/ 10 +- +-"), strict=True):
+        for line, rest in zip(table[1:6], (r"failed +2/10 +1.00 +0.8500 +0.1000  the loss was nan",
+                                           r"interrupted +6/10 +7.00 +0.6500", r"running +4/10 +5.00 +0.4500",
+                                           r"finished +10/10 +3.00 +0.2500 +0.1000", r"missing +0/10 +- +- +-"),
+                              strict=True):  # best first
             assert re.search(rest, line), line
         assert "5 runs: 1 finished, 1 running, 1 interrupted, 1 failed, 1 missing" in table[6]
         assert "98 s" in table[6]
     finally:
         holder.kill()
         holder.communicate()
-    assert status.read(*entries[1]).state == "interrupted"  # its holder was killed
-    assert status.seconds_left([status.read(*entries[4])]) is None
+    assert entries[1].read().state == "interrupted"  # its holder was killed
+    assert status.seconds_left([entries[4].read()]) is None
 
 
 def test_runs_that_one_process_trains_side_by_side_have_one_worker(tmp_path):
@@ -148,7 +150,7 @@ def test_runs_that_one_process_trains_side_by_side_have_one_worker(tmp_path):
     for run in runs:
         write_rows(run.folder, 1, 10.0)
     with runs[0].hold(), runs[1].hold():
-        reports = [status.read(run, 3) for run in runs]
+        reports = [status.Entry(run, 3).read() for run in runs]
     assert [report.state for report in reports].count("running") == 2
     assert status.workers(reports) == 1
     assert status.seconds_left(reports) == 3 * 2 * 10
@@ -168,7 +170,17 @@ def test_trains_every_run_and_prints_plain_lines_into_a_pipe(undisturbed):
     runs, done = undisturbed
     assert done.returncode == 0, done.stderr
     assert not {"\x1b", "\r"} & set(done.stdout + done.stderr)
-    assert done.stdout.splitlines()[-1].startswith("4 runs: 4 finished")
+    lines = done.stdout.splitlines()
+    assert any(line.startswith("4 runs: 4 finished") for line in lines)
+    best = max(("0.0", "0.4"), key=lambda rate: sum(
+        RunFolder(folder).result()["val_acc"] for folder in runs.glob(f"mlp/32_0.001_{rate}_*")))
+    table = lines.index(next(line for line in lines if line.startswith("best settings, mlp")))
+    assert re.match(rf"32_0.001_{best}_False_False +0\.\d+ +0\.\d+ +2$", lines[table + 1])
+    command, = (line for line in lines if "python mlp/main.py" in line)
+    again = run_main("mlp", *shlex.split(command)[4:])  # it names the same two runs
+    assert again.returncode == 0 and again.stdout.count(f"32_0.001_{best}") == 2 and "epoch 1/" not in again.stdout
+    assert f"{runs}/mlp/32_0.001_{best}_False_False_seed0" in done.stdout
+    assert f"plot.py --runs_dir={runs} --output" in done.stdout and "--explore" in done.stdout
     assert all(RunFolder(folder).finished(EPOCHS) for folder in (runs / "mlp").iterdir())
     assert epochs_per_run(runs) == dict.fromkeys(epochs_per_run(runs), EPOCHS) and len(epochs_per_run(runs)) == 4
 
@@ -300,7 +312,7 @@ def test_a_run_in_other_hands_keeps_no_worker_from_the_rest_and_is_taken_over(im
 # Stands for an interpreter that trains nothing, and tells what it was given.
 NO_TRAINING = """\
 #!/bin/sh
-case "$*" in *main.py*--dry-run* | *status.py*) exec "$REAL" "$@" ;; esac
+case "$*" in *main.py*--plan* | *status.py*) exec "$REAL" "$@" ;; esac
 echo "gpu ${CUDA_VISIBLE_DEVICES-none}, $OMP_NUM_THREADS threads"
 """
 
