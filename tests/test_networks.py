@@ -233,7 +233,7 @@ def elsewhere(module, x):
         return y, *torch.autograd.grad(y.pow(3).sum(), module.parameters())
 
 
-@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.filterwarnings("ignore:There is a performance drop", "ignore:.*torch.jit.script.* is deprecated")
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("work", [batched_gradients, along, without_counter, inplace, elsewhere])
 @pytest.mark.parametrize("network", NETWORKS)
