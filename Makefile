@@ -33,7 +33,8 @@ bench: $(VENV)/installed
 	$(VENV)/bin/python bench/bench.py $(if $(DATA),--data_dir "$(DATA)")
 
 faults: $(VENV)/installed-tests
-	FAULTS=full $(VENV)/bin/python -m pytest tests/test_faults.py tests/test_command_line.py tests/test_load_data.py
+	FAULTS=full $(VENV)/bin/python -m pytest tests/test_faults.py tests/test_checkpoint.py tests/test_tracking.py \
+	  tests/test_command_line.py tests/test_load_data.py
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \

@@ -1,4 +1,7 @@
-"""The machine made ready: sleeping threads, memory that is kept, a device. Imported before torch."""
+"""The machine made ready: threads that sleep, memory that is kept, a device.
+
+Imported before torch.
+"""
 
 import contextlib
 import ctypes

@@ -46,7 +46,7 @@ def in_words(error: Exception) -> str:
 
 
 def is_lost(device: torch.device) -> bool:
-    """Whether the device can do no more work in this process: CUDA repeats such an error for ever."""
+    """Whether the device can do no more work in this process: CUDA repeats such an error."""
     try:
         if device.type == "cuda":
             torch.cuda.synchronize()
@@ -76,7 +76,8 @@ class ActiveRun:
         self.ends.callback(self.progress.close)
         self.folder.start(config)
         with self.failure_recorded():
-            self.trainer = take_up(self.folder, lambda: Trainer(build, self.data, self.settings, self.device))
+            self.trainer = take_up(
+                self.folder, lambda: Trainer(build, self.data, self.settings, self.device))
             self.saved = self.trainer.epoch
             if self.saved:  # these may be older or newer than the checkpoint
                 self.folder.save_views(self.trainer.rows, best_of(self.trainer))
@@ -97,9 +98,9 @@ class ActiveRun:
             raise  # no fault of the run
         except Exception as error:
             self.failed = True
-            reason = in_words(error)
-            self.folder.fail({"reason": reason, "epoch": min(self.saved + 1, self.settings.num_epochs),
-                              "step": getattr(error, "step", None), "time": time.time()})
+            reason, epoch = in_words(error), min(self.saved + 1, self.settings.num_epochs)
+            step = getattr(error, "step", None)
+            self.folder.fail({"reason": reason, "epoch": epoch, "step": step, "time": time.time()})
             self.progress.say(f"failed: {reason}")
             self.ends.close()
             self.trainer = None  # the others may need its memory
@@ -135,8 +136,8 @@ class ActiveRun:
         with self.failure_recorded():
             self.wait()
             rows, best = self.trainer.rows, self.trainer.best
-            result = {"epochs": len(rows), "best_epoch": best["epoch"],
-                      **{key: best[key] for key in ("val_loss", "val_acc", "test_loss", "test_acc")},
+            metrics = {key: best[key] for key in ("val_loss", "val_acc", "test_loss", "test_acc")}
+            result = {"epochs": len(rows), "best_epoch": best["epoch"], **metrics,
                       "seconds": round(sum(row["seconds"] for row in rows), 3)}
             self.tracking.finish(result)
             self.folder.finish(result)
@@ -145,7 +146,7 @@ class ActiveRun:
 
 def train(runs: list[ActiveRun]) -> None:
     """Train runs side by side, each to its end or to its failure."""
-    with ThreadPoolExecutor(max_workers=1) as recorder:  # disks are slow: the next epoch trains meanwhile
+    with ThreadPoolExecutor(max_workers=1) as recorder:  # the next epoch trains meanwhile
         while going := [run for run in runs if run.goes_on]:
             epoch = min(run.trainer.epoch for run in going)
             level = [run for run in going if run.trainer.epoch == epoch]  # not so after a crash

@@ -57,15 +57,16 @@ def take_up(folder: RunFolder, new_trainer: Callable[[], Trainer]) -> Trainer:
                     raise ValueError("it belongs to another experiment")
                 refuse_misfit(state, trainer.network)
         except ValueError as error:
-            print(one_line(f"{path} is no usable checkpoint ({error}) and is not used"), file=sys.stderr)
+            note = f"{path} is no usable checkpoint ({error}) and is not used"
+            print(one_line(note), file=sys.stderr)
             continue
         trainer.load_state_dict(state)
         if path.name != "checkpoint.pt":
             folder.step_back()  # or the next one would push it out
         return trainer
     if result := folder.result():
-        raise Lost(f"it was finished with {result['epochs']} epochs, but has no usable checkpoint to go "
-                   "on from; delete its folder to retrain it")
+        raise Lost(f"it was finished with {result['epochs']} epochs, but has no usable checkpoint "
+                   "to go on from; delete its folder to retrain it")
     return trainer
 
 

@@ -1,12 +1,13 @@
 """A trained network put to use: how it does on the test set, and the classes of one's own pictures.
 
-    python main.py --evaluate 128_0.001_0.2                          # a run, by its path or its name
+    python main.py --evaluate 128_0.001_0.2                       # a run, by path or name
     python main.py --evaluate 128_0.001_0.2 --predict cat.jpg dog.png
 
 `--evaluate` prints a table and leaves two files in the run's folder:
 
-    evaluation.json   loss, accuracy, per_class, confusion, classes, epoch: a list per class in the order of
-                      `classes`; confusion[i][j] counts the pictures of class i that were taken for class j
+    evaluation.json   loss, accuracy, per_class, confusion, classes, epoch: a list per class in the
+                      order of `classes`; confusion[i][j] counts the pictures of class i that were
+                      taken for class j
     mistakes.png      the wrong answers that the network was surest of
 """
 
@@ -29,7 +30,14 @@ from store.images import evaluation_batches, prepared
 from store.pictures import read_picture
 from store.run import RunFolder
 from store.settings import Settings
-from store.trained import Build, Trained, class_probabilities, confusion_matrix, read_trained, restore
+from store.trained import (
+    Build,
+    Trained,
+    class_probabilities,
+    confusion_matrix,
+    read_trained,
+    restore,
+)
 from training import answer
 
 WIDTH = 100  # columns of the table
@@ -59,15 +67,15 @@ def evaluate_run(options, build: Build, load: Load, device: torch.device) -> int
 def find_run(place: Path, text: str, network: str) -> RunFolder:
     """The run at the path `text`, or the one of that name in `place`.
 
-    A name is complete, or lacks parts at its end that are at their defaults, or is the start of just
-    one run's.
+    A name is complete, or lacks parts at its end that are at their defaults, or is the start of
+    just one run's.
     """
     if (Path(text) / "config.json").is_file():
         return RunFolder(Path(text))
     there = sorted(path.parent.name for path in place.glob("*/config.json"))
     if not there:
-        raise UserError(f"argument --evaluate: {text} is not a run's folder, and {place} has no runs; "
-                        "train one first")
+        raise UserError(f"argument --evaluate: {text} is not a run's folder, and {place} has no "
+                        "runs; train one first")
     text = text.strip("/")
     with contextlib.suppress(ValueError):
         name = Settings.parse(network, text).name
@@ -77,9 +85,10 @@ def find_run(place: Path, text: str, network: str) -> RunFolder:
     if len(fitting) == 1:
         return RunFolder(place / fitting[0])
     if fitting:
-        raise UserError(f"argument --evaluate: {text} could be any of {listed(fitting)}; name more of "
-                        "it")
-    raise UserError(f"argument --evaluate: there is no run {text} in {place}, which has {listed(there)}")
+        raise UserError(f"argument --evaluate: {text} could be any of {listed(fitting)}; name "
+                        "more of it")
+    raise UserError(f"argument --evaluate: there is no run {text} in {place}, which has "
+                    f"{listed(there)}")
 
 
 def listed(names: list[str], limit: int = 8) -> str:
@@ -94,8 +103,9 @@ def evaluate(trained: Trained, data: Data, build: Build, device: torch.device) -
     """Print how the run's best network does on the test set; leave two files in its folder."""
     if list(data.classes) != trained.classes:
         raise UserError(f"{trained.folder.folder} was trained on other classes "
-                        f"({listed(trained.classes)}) than the data has ({listed(list(data.classes))}); "
-                        "name its data with --data_dir or --synthetic")
+                        f"({listed(trained.classes)}) than the data has "
+                        f"({listed(list(data.classes))}); name its data with --data_dir or "
+                        "--synthetic")
     test = prepared(data, trained.settings, device).test
     probabilities, summary = measure(restore(trained, build, device), test, trained)
     own = data.fingerprint == trained.run.fingerprint
@@ -113,8 +123,8 @@ def measure(network: nn.Module, test: Split, trained: Trained) -> tuple[Tensor, 
                         for x, _ in evaluation_batches(test)])
     loss = F.cross_entropy(logits, test.labels, reduction="none").mean().item()
     if not math.isfinite(loss):
-        raise UserError(f"best.pt of {trained.folder.folder} holds weights that are not finite; retrain "
-                        "the run")
+        raise UserError(f"best.pt of {trained.folder.folder} holds weights that are not finite; "
+                        "retrain the run")
     confusion = confusion_matrix(test.labels, logits.argmax(1), len(trained.classes))
     right, count = confusion.diagonal(), confusion.sum(1)
     return logits.softmax(1).cpu(), {
@@ -130,8 +140,9 @@ def print_evaluation(trained: Trained, data: Data, summary: dict, own: bool) -> 
     print(f"{trained.settings.network} {run.name}, weights of epoch {best['epoch']} {state}")
     print(f"test set: {len(data.test.labels)} images, {data.source}"
           f"{'' if own else ' -- NOT the data of this run, some of these may have trained it'}\n")
-    print(f"loss      {summary['loss']:.4f}" + (f"   (the run recorded {best['test_loss']:.4f})" if own else ""))
-    print(f"accuracy  {summary['accuracy']:.4f}" + (f"   (the run recorded {best['test_acc']:.4f})" if own else ""))
+    for name, key in (("loss", "test_loss"), ("accuracy", "test_acc")):
+        recorded = f"   (the run recorded {best[key]:.4f})" if own else ""
+        print(f"{name:8}  {summary[name]:.4f}{recorded}")
     print("\n" + table(summary))
 
 
@@ -158,8 +169,9 @@ def table(summary: dict) -> str:
     return "\n".join(lines)
 
 
-def frequent(classes: list[str], confusion: list[list[int]], width: int, limit: int = 10) -> list[str]:
-    pairs = [(count, i, j) for i, row in enumerate(confusion) for j, count in enumerate(row) if count and i != j]
+def frequent(classes: list[str], confusion: list[list[int]], width: int, limit: int = 10) -> list:
+    pairs = [(count, i, j) for i, row in enumerate(confusion) for j, count in enumerate(row)
+             if count and i != j]
     return [f"{count:6}  {classes[i][:width]:{width}} taken for {classes[j][:width]}"
             for count, i, j in sorted(pairs, key=lambda pair: (-pair[0], pair[1:]))[:limit]]
 
@@ -172,13 +184,14 @@ def keep(folder: Path, summary: dict, test: Split, probabilities: Tensor) -> Non
         print(f"{folder / 'evaluation.json'}: these numbers")
         count = draw_mistakes(folder / "mistakes.png", test, probabilities, summary["classes"])
         if count:
-            print(f"{folder / 'mistakes.png'}: the {count} wrong answers that the network was surest of")
+            print(f"{folder / 'mistakes.png'}: the {count} wrong answers that the network was "
+                  "surest of")
     except UserError as error:
         print(f"not kept: {error}", file=sys.stderr)
 
 
 def draw_mistakes(path: Path, test: Split, probabilities: Tensor, classes: list[str]) -> int:
-    """Draw the pictures whose wrong class got the highest probability; returns how many there are."""
+    """Draw the pictures whose wrong class got the highest probability; returns their number."""
     from matplotlib.figure import Figure
 
     images, labels = test
@@ -210,8 +223,8 @@ def draw_mistakes(path: Path, test: Split, probabilities: Tensor, classes: list[
 def predict(trained: Trained, paths: list[Path], build: Build) -> int:
     """Print the likeliest classes of each picture; returns the exit code, 2 if one is unreadable.
 
-    In float64, on the CPU: a picture gets the same answer, to the last printed digit, alone and among
-    others. Nothing else would part them, as evaluation normalizes by the running statistics.
+    In float64, on the CPU: a picture gets the same answer, to the last printed digit, alone and
+    among others. Nothing else would part them, as evaluation normalizes by the running statistics.
     """
     pictures, readable = [], []
     with warnings.catch_warnings():

@@ -94,7 +94,7 @@ def has_failed(settings: Settings, folder: RunFolder) -> bool:
 
 def train_group(group: list[Settings], folders: dict[Settings, RunFolder], options, build: Build,
                 data: Data, device: torch.device, pace: Pace | None = None) -> bool:
-    """Train those of a group whose lock can be had, side by side; returns whether there were any."""
+    """Train those of a group whose lock can be had, side by side; returns whether any could."""
     places = {settings: place for place, settings in enumerate(folders, 1)}
     with contextlib.ExitStack() as stack:
         runs = []
@@ -124,23 +124,26 @@ def groups(runs: list[Settings], size: int) -> list[list[Settings]]:
     alike: dict = {}
     for settings in runs:
         alike.setdefault((settings.batch_size, settings.seed), []).append(settings)
-    return [same[start:start + size] for same in alike.values() for start in range(0, len(same), size)]
+    return [same[start:start + size] for same in alike.values()
+            for start in range(0, len(same), size)]
 
 
 def refuse_impossible(settings: Settings, folder: RunFolder, data: Data) -> None:
     """Raise UserError for a run that cannot be trained on this data, or could not go on."""
-    images = min(len(data.train.labels), settings.train_images or len(data.train.labels))
-    for flag, value in (("batch_size", settings.batch_size), ("train_images", settings.train_images)):
-        most = images if flag == "batch_size" else len(data.train.labels)
-        if value and value > most:
-            raise UserError(f"argument --{flag}: {value} is not allowed, the training set has {most} images")
+    whole = len(data.train.labels)
+    most = {"train_images": whole, "batch_size": min(whole, settings.train_images or whole)}
+    for flag, images in most.items():
+        if (value := getattr(settings, flag)) and value > images:
+            raise UserError(f"argument --{flag}: {value} is not allowed, the training set has "
+                            f"{images} images")
     config, result = folder.config(), folder.result()
     if config and config["data"].get("fingerprint") != data.fingerprint:
-        raise UserError(f"{folder.folder} was trained on other data ({config['data'].get('source')}); "
-                        "choose another --runs_dir, or delete the folder to retrain it")
+        raise UserError(f"{folder.folder} was trained on other data "
+                        f"({config['data'].get('source')}); choose another --runs_dir, or delete "
+                        "the folder to retrain it")
     if result and result["epochs"] < settings.num_epochs and not folder.has_checkpoint():
-        raise UserError(f"{folder.folder} is finished with {result['epochs']} epochs, but its checkpoint "
-                        "is gone, so it cannot go on; delete the folder to retrain it")
+        raise UserError(f"{folder.folder} is finished with {result['epochs']} epochs, but its "
+                        "checkpoint is gone, so it cannot go on; delete the folder to retrain it")
 
 
 def on_device(data: Data, settings: Settings, device: torch.device) -> Data:
@@ -149,6 +152,6 @@ def on_device(data: Data, settings: Settings, device: torch.device) -> Data:
         return prepared(data, settings, device)
     except Exception as error:
         if is_out_of_memory(error):
-            raise UserError(f"{device.type} has no memory for the data set; free some, or choose another "
-                            "--device") from error
+            raise UserError(f"{device.type} has no memory for the data set; free some, or choose "
+                            "another --device") from error
         raise

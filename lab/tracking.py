@@ -1,13 +1,13 @@
-"""Show runs in TensorBoard or Weights & Biases: while they train (--tensorboard, --wandb), or finished ones.
+"""Show runs in TensorBoard or Weights & Biases: while they train, or finished ones.
 
     python mlp/main.py --tensorboard                 # live; then: tensorboard --logdir runs
     python tracking.py runs --tensorboard --wandb    # every run below runs/, afterwards
 
-Both get the curves of every epoch, the settings as hyper-parameters, and the metrics at the best epoch, so that
-the HPARAMS view has a table and parallel coordinates of all runs. What they get is written anew from metrics.csv
-when a run goes on, so no epoch stands there twice. Files land in the run's folder: events.out.tfevents.* and wandb/.
-Weights & Biases is told at once where it has an API key, else offline, for `wandb sync` later; WANDB_MODE decides
-otherwise, WANDB_PROJECT names the project.
+Both get the curves of every epoch, the settings as hyper-parameters, and the metrics at the best
+epoch, so that the HPARAMS view has a table and parallel coordinates of all runs. When a run goes on
+all is written again from metrics.csv, so no epoch stands there twice. Files land in the run's
+folder: events.out.tfevents.* and wandb/. Weights & Biases is told at once where it has an API key,
+else offline, for `wandb sync` later; WANDB_MODE decides otherwise, WANDB_PROJECT names the project.
 """
 
 import argparse
@@ -34,7 +34,8 @@ PROJECT = "batchnorm-dropout"
 PATIENCE = 20.0  # seconds for Weights & Biases to answer
 LONGEST_CALL = 60.0  # seconds: a tool that takes more hangs
 WANDB_MODES = ("online", "offline", "shared", "disabled", "dryrun", "run")
-CURVES = {column: "/".join(reversed(column.replace("acc", "accuracy").split("_"))) for column in COLUMNS[1:-1]}
+CURVES = {column: "/".join(reversed(column.replace("acc", "accuracy").split("_")))
+          for column in COLUMNS[1:-1]}
 FINAL = ("val_loss", "val_acc", "test_loss", "test_acc")
 SETTINGS = tuple(field.name for field in dataclasses.fields(Settings))
 OPTIONAL = {field.name: LIMITS[field.name].kind() for field in dataclasses.fields(Settings)
@@ -93,14 +94,15 @@ def end_of_a_failure():
 
 
 class WeightsAndBiases:
-    """A W&B run with an identity that stays in the folder, so that a run that goes on is the same run there."""
+    """A W&B run whose identity stays in the folder: a run that goes on is the same run there."""
 
     package = "wandb"
 
     def __init__(self, folder: Path, config: dict, rows: list[dict]):
-        for variable, value in (("WANDB_SILENT", "true"), ("WANDB_CONSOLE", "off"), ("WANDB_DISABLE_GIT", "true"),
-                                ("WANDB_DISABLE_CODE", "true"), ("WANDB_ERROR_REPORTING", "false")):
-            os.environ.setdefault(variable, value)
+        quiet = {"SILENT": "true", "CONSOLE": "off", "DISABLE_GIT": "true", "DISABLE_CODE": "true",
+                 "ERROR_REPORTING": "false"}
+        for variable, value in quiet.items():
+            os.environ.setdefault(f"WANDB_{variable}", value)
         import wandb
 
         if (folder / "wandb").is_symlink():
@@ -108,12 +110,15 @@ class WeightsAndBiases:
         for old in (folder / "wandb").glob("offline-run-*"):
             shutil.rmtree(old)
         os.environ.setdefault("WANDB_PROJECT", PROJECT)
-        options = {"name": folder.name, "group": config["network"], "id": identity(folder / "wandb" / "id"),
-                   "resume": "allow", "dir": folder, "config": {key: config.get(key) for key in SETTINGS}}
+        options = {"name": folder.name, "group": config["network"], "dir": folder,
+                   "id": identity(folder / "wandb" / "id"), "resume": "allow",
+                   "config": {key: config.get(key) for key in SETTINGS}}
         try:
-            self.run = wandb.init(mode=mode(), settings=wandb.Settings(init_timeout=PATIENCE), **options)
+            patience = wandb.Settings(init_timeout=PATIENCE)
+            self.run = wandb.init(mode=mode(), settings=patience, **options)
         except wandb.errors.CommError as error:
-            print(f"Weights & Biases cannot be reached, so it goes on offline ({error})", file=sys.stderr)
+            print(one_line(f"Weights & Biases cannot be reached, so it goes on offline ({error})"),
+                  file=sys.stderr)
             os.environ["WANDB_MODE"] = "offline"  # for the runs to come as well
             wandb.teardown()  # or the name of the run is taken
             self.run = wandb.init(mode="offline", **options)
@@ -136,7 +141,8 @@ def mode() -> str:
     """Offline where there is no API key: W&B would ask for one and wait."""
     if given := os.environ.get("WANDB_MODE"):
         if given not in WANDB_MODES:
-            raise UserError(f"WANDB_MODE is {given!r}, which must be one of {', '.join(WANDB_MODES)}")
+            raise UserError(f"WANDB_MODE is {given!r}, which must be one of "
+                            f"{', '.join(WANDB_MODES)}")
         return given
     known = bool(os.environ.get("WANDB_API_KEY"))
     with contextlib.suppress(OSError, netrc.NetrcParseError):  # where `wandb login` puts it
@@ -159,7 +165,7 @@ TOOLS = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases}
 
 
 def chosen_tools(options) -> list[type]:
-    """The tools that the flags name; UserError, with how to install it, for one that is not installed."""
+    """The tools that the flags name; UserError, with how to install it, for one that is missing."""
     tools = [tool for flag, tool in TOOLS.items() if getattr(options, flag)]
     for tool in tools:
         found = importlib.util.find_spec(tool.package)
@@ -201,9 +207,10 @@ class Tracking:
             yield
         except KeyboardInterrupt:
             raise
-        except BaseException as error:  # another program's, sys.exit included: it must not end a run
+        except BaseException as error:  # another program's, sys.exit too: it must not end a run
             self.tools = [other for other in self.tools if other is not tool]
-            reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            known = isinstance(error, UserError)
+            reason = str(error) if known else f"{type(error).__name__}: {error}"
             print(one_line(f"{self.name}: no more for {tool.package} ({reason})"), file=sys.stderr)
 
 
@@ -243,8 +250,10 @@ def export(folder: RunFolder, tools: list[type]) -> bool:
 
 def main() -> int:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs_dir", type=Path, metavar="RUNS_DIR", help="what --runs_dir named; a part of it will do")
-    parser.add_argument("--tensorboard", action="store_true", help="write TensorBoard's event files")
+    parser.add_argument("runs_dir", type=Path, metavar="RUNS_DIR",
+                        help="what --runs_dir named; a part of it will do")
+    parser.add_argument("--tensorboard", action="store_true",
+                        help="write TensorBoard's event files")
     parser.add_argument("--wandb", action="store_true", help="log to Weights & Biases")
     options = parser.parse_args()
     if not (options.tensorboard or options.wandb):
@@ -254,7 +263,8 @@ def main() -> int:
         folders = sorted({path.parent for depth in ("", "*/", "*/*/")
                           for path in options.runs_dir.glob(f"{depth}config.json")})
         if not folders:
-            raise UserError(f"{options.runs_dir} has no runs; give the folder that --runs_dir named")
+            raise UserError(f"{options.runs_dir} has no runs; give the folder that --runs_dir "
+                            "named")
         left = [folder.name for folder in folders if not export(RunFolder(folder), tools)]
     except UserError as error:
         print(f"{sys.argv[0]}: error: {error}", file=sys.stderr)

@@ -31,7 +31,7 @@ def sources_hash(on_gpu: bool, root: Path = ROOT) -> str:
         paths = [root / place] if place.endswith(".py") else (root / place).rglob("*.py")
         for path in sorted(paths):
             name = path.relative_to(root).as_posix()
-            hidden = any(part.startswith(".") for part in Path(name).parts)  # ._x.py, checkpoints of notebooks
+            hidden = name.startswith(".") or "/." in name  # ._x.py, checkpoints of notebooks
             if not hidden and (on_gpu or not name.startswith("fast/gpu/")):
                 digest.update(f"{name}\n{_program(path.read_text(encoding='utf-8'))}\n".encode())
     return digest.hexdigest()[:12]

@@ -11,11 +11,12 @@ A run is the folder `runs/<mlp|cnn>/<name>/` with
     failed.json     why the run ended otherwise, in which epoch and step
     lock            held, and present, while a process trains the run
 
-`checkpoint.pt` is the truth. `metrics.csv` and `best.pt` are written from it, after it, so a process
-may be killed at any moment: the next one takes up the checkpoint and writes them again.
+`checkpoint.pt` is the truth. `metrics.csv` and `best.pt` are written from it, after it, so a
+process may be killed at any moment: the next one takes up the checkpoint and writes them again.
 
-`RunFolder` holds, writes and reads such a folder; `Run` is what is known of a run, read from a folder
-or from results/. Neither knows a network or imports torch: a thousand runs are read in no time.
+`RunFolder` holds, writes and reads such a folder; `Run` is what is known of a run, read from a
+folder or from results/. Neither knows a network or imports torch: a thousand runs are read in no
+time.
 """
 
 import contextlib
@@ -46,8 +47,10 @@ from store.files import (
 )
 from store.settings import Settings
 
-COLUMNS = ("epoch", "train_loss", "train_acc", "val_loss", "val_acc", "test_loss", "test_acc", "seconds")
+COLUMNS = ("epoch", "train_loss", "train_acc", "val_loss", "val_acc", "test_loss", "test_acc",
+           "seconds")
 RESULT = ("epochs", "best_epoch", "val_loss", "val_acc", "test_loss", "test_acc", "seconds")
+CHECKPOINTS = ("checkpoint.pt", "checkpoint.previous.pt")
 STATES = ("finished", "running", "interrupted", "failed", "missing")
 
 
@@ -129,7 +132,7 @@ class Run:
 
 
 class RunFolder:
-    """The folder of one run. Reading is free for all; write only inside `with hold() as held`, if held."""
+    """The folder of one run. Reading is free; write only inside `with hold() as held`, if held."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -144,9 +147,9 @@ class RunFolder:
     # reading
 
     def read(self) -> Run:
-        worker = holder(self.folder / "lock")  # first: a run that ends just now must not look interrupted
-        return Run(self.folder.parent.name, self.name, self.config() or {}, self.metrics(), self.result(),
-                   self.failure(), worker)
+        worker = holder(self.folder / "lock")  # first: a run that ends now is not interrupted
+        return Run(self.folder.parent.name, self.name, self.config() or {}, self.metrics(),
+                   self.result(), self.failure(), worker)
 
     def config(self) -> dict | None:
         config = read_json(self.folder / "config.json")
@@ -174,8 +177,8 @@ class RunFolder:
         return rows
 
     def checkpoints(self, most: int = MAX_CHECKPOINT) -> Iterator[tuple[Path, bytes]]:
-        """The checkpoints of at most so many bytes, last one first; a damaged one is named and passed."""
-        for path in (self.folder / "checkpoint.pt", self.folder / "checkpoint.previous.pt"):
+        """The checkpoints of at most so many bytes, last one first; a damaged one is named."""
+        for path in (self.folder / name for name in CHECKPOINTS):
             if path.exists():
                 try:
                     data = read_file(path, most)
@@ -187,7 +190,7 @@ class RunFolder:
                     print(one_line(f"{path} is damaged and not used"), file=sys.stderr)
 
     def has_checkpoint(self) -> bool:
-        return any((self.folder / name).exists() for name in ("checkpoint.pt", "checkpoint.previous.pt"))
+        return any((self.folder / name).exists() for name in CHECKPOINTS)
 
     # writing
 
@@ -207,8 +210,8 @@ class RunFolder:
         """Write the state after an epoch, with `best` if its network is the best so far."""
         path = self.folder / "checkpoint.pt"
         if self.lock_file and not is_same(self.lock_file, self.folder / "lock"):
-            raise UserError(f"{self.folder / 'lock'} was removed, so another process may train this run; "
-                            "nothing more is written here, run the same command again")
+            raise UserError(f"{self.folder / 'lock'} was removed, so another process may train "
+                            "this run; nothing more is written here, run the same command again")
         with contextlib.suppress(FileNotFoundError):
             os.replace(path, self.folder / "checkpoint.previous.pt")
         write_file(path, checkpoint)
@@ -239,9 +242,10 @@ def forget_failures(folders: Iterable[RunFolder]) -> None:
 def intact(data: bytes) -> bool:
     """Whether bytes that torch.save wrote are whole: a zip archive with a CRC-32 of every part.
 
-    torch.save never compresses, so an archive that would unpack to more is refused unread. It sets no
-    attributes either, which no CRC covers: torch.load skips a part marked as a folder, and its tensor
-    is whatever was in memory before. Of two parts of one name, readers differ in which they take.
+    torch.save never compresses, so an archive that would unpack to more is refused unread. It sets
+    no attributes either, which no CRC covers: torch.load skips a part marked as a folder, and its
+    tensor is whatever was in memory before. Of two parts of one name, one reader takes the first
+    and another the last.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:

@@ -2,8 +2,8 @@
 
     BATCHSIZE_LEARNINGRATE_DROPRATE_WITHOUTBATCHNORM_WITHOUTDROPOUT[_DROPOUTTYPE]_seedSEED[_MORE]…
 
-`Settings.name` writes it and `Settings.parse` reads it. Every other setting that decides the numbers
-follows at the end if it is not at its default: hidden256, bf16, synthetic, …
+`Settings.name` writes it and `Settings.parse` reads it. Every other setting that decides the
+numbers follows at the end if it is not at its default: hidden256, bf16, synthetic, …
 """
 
 import dataclasses

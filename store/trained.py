@@ -40,18 +40,19 @@ def read_trained(folder: RunFolder, network: str, build: Build) -> Trained:
     """
     run = folder.read()
     if run.config.get("network", network) != network:
-        raise UserError(f"{folder.folder} is a run of the {run.config['network']}; evaluate it with its "
-                        "main.py")
+        raise UserError(f"{folder.folder} is a run of the {run.config['network']}; evaluate it "
+                        "with its main.py")
     try:
         with judging():
             settings = Settings.read(run.config)
-            if not isinstance(run.data["classes"], list) or not {"source", "fingerprint"} <= run.data.keys():
+            classes = run.data["classes"]
+            if not isinstance(classes, list) or not {"source", "fingerprint"} <= run.data.keys():
                 raise ValueError("it lacks its data")
             with torch.device("meta"):
-                blank = build(settings, len(run.data["classes"]))
+                blank = build(settings, len(classes))
     except ValueError as error:
-        raise UserError(f"{folder.folder / 'config.json'} is missing or damaged ({error}), so the run "
-                        "cannot be evaluated; retrain it") from error
+        raise UserError(f"{folder.folder / 'config.json'} is missing or damaged ({error}), so the "
+                        "run cannot be evaluated; retrain it") from error
     return Trained(folder, settings, run, read_best(folder, blank))
 
 
@@ -72,8 +73,8 @@ def read_best(folder: RunFolder, blank: nn.Module) -> dict:
         raise UserError(f"{path} cannot be read ({error.strerror}); a run has it after its first "
                         "epoch") from error
     except ValueError as error:
-        raise UserError(f"{path} is damaged, or not the network of its config.json ({error}); run the "
-                        "same training command again, which rewrites it") from error
+        raise UserError(f"{path} is damaged, or not the network of its config.json ({error}); run "
+                        "the same training command again, which rewrites it") from error
 
 
 def restore(trained: Trained, build: Build, device: torch.device) -> nn.Module:
@@ -99,7 +100,7 @@ def confusion_matrix(labels: Tensor, answers: Tensor, n: int) -> Tensor:
 
 @contextlib.contextmanager
 def judging() -> Iterator[None]:
-    """Whatever a file's content leads to within is a ValueError; trouble of the machine stays so."""
+    """Whatever a file's content leads to within is a ValueError; the machine's trouble stays."""
     try:
         yield
     except Exception as error:
@@ -136,7 +137,7 @@ def read_state(content: bytes) -> dict:
 
 
 def refuse_unlike(state: dict, own: dict) -> None:
-    """Raise ValueError unless `state` has the tensors of `own`: keys, shapes, types, order in memory.
+    """Raise ValueError unless `state` has the tensors of `own`: keys, shapes, types, strides.
 
     The optimizer's kernel reads as many values as the weights have, whatever the state holds.
     """

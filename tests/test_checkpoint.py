@@ -1,9 +1,11 @@
 """A checkpoint may be hostile, foreign or old, and the machine short of memory: nothing is lost."""
 
+import contextlib
 import io
 import json
 import math
 import os
+import random
 import resource
 import shutil
 import time
@@ -14,7 +16,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import write_image_folder
-from faults import Child, outcome
+from faults import Child, count, outcome
 from in_process import BUILD, LOAD, main, only_run, random_data, settings_of, trainer_of
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
@@ -27,6 +29,7 @@ from store.trained import is_out_of_memory
 from training import Diverged, Trainer, on_cpu
 
 SETTINGS = settings_of("mlp", hidden_size=2)
+DATA = random_data("mlp")
 FLAGS = ("--batch_size", 40, "--hidden_size", 4, "--device", "cpu")
 NO_MEMORY = [MemoryError(), RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"),
              RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't "
@@ -39,6 +42,14 @@ def images(tmp_path_factory) -> Path:
     folder = write_image_folder(tmp_path_factory.mktemp("data") / "images", 10, 2)
     load_cifar_2d(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def good() -> bytes:
+    """A checkpoint after one epoch."""
+    trainer = trainer_of(SETTINGS, DATA)
+    trainer.run_epoch()
+    return checkpoint_of(trainer)
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +140,7 @@ def entry(*keys, value):
 TWO = torch.tensor([1, 2])
 HOSTILE = {
     "a moment of one value": moment(lambda x: torch.zeros(1)),
+    "a bias' moment of one value": entry("optimizer", "state", 1, "exp_avg", value=torch.zeros(1)),
     "of stride 0": moment(lambda x: torch.zeros(1).expand(x.shape)),
     "in another order": moment(lambda x: x.t().contiguous().t()),
     "sparse": moment(Tensor.to_sparse),
@@ -167,19 +179,16 @@ HOSTILE = {
 
 @pytest.mark.filterwarnings("ignore")  # PyTorch's, on rare kinds of tensors
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_a_hostile_state_is_refused_and_takes_no_memory(kind, tmp_path):
+def test_a_hostile_state_is_refused_and_takes_no_memory(kind, good, tmp_path):
     """In a process of its own: what is let in ends it by a signal, or needs all memory."""
-    data = random_data("mlp")
-    trainer = trainer_of(SETTINGS, data)
-    trainer.run_epoch()
-    state = torch.load(io.BytesIO(checkpoint_of(trainer)), weights_only=True)
+    state = torch.load(io.BytesIO(good), weights_only=True)
     HOSTILE[kind](state)
     (tmp_path / "checkpoint.pt").write_bytes(as_bytes(state))
 
     def work() -> int:
-        taken = take_up(RunFolder(tmp_path), lambda: trainer_of(SETTINGS, data))
-        epoch = taken.epoch
-        taken.run_epoch()
+        taken = take_up(RunFolder(tmp_path), lambda: trainer_of(SETTINGS, DATA))
+        if epoch := taken.epoch:
+            taken.run_epoch()
         return epoch
 
     log = tmp_path / "log"
@@ -187,18 +196,15 @@ def test_a_hostile_state_is_refused_and_takes_no_memory(kind, tmp_path):
     assert log.read_text().count("\n") == 1 and "no usable checkpoint" in log.read_text()
 
 
-def test_two_parts_of_one_name_are_refused(tmp_path, capsys):
+def test_two_parts_of_one_name_are_refused(good, tmp_path, capsys):
     """One reader takes the first of them, another the last."""
-    data = random_data("mlp")
-    trainer = trainer_of(SETTINGS, data)
-    trainer.run_epoch()
     path = tmp_path / "checkpoint.pt"
-    path.write_bytes(checkpoint_of(trainer))
+    path.write_bytes(good)
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("archive/DATA.pkl", archive.read("archive/data.pkl"))
         for part in archive.filelist:
             part.external_attr = 0
-    assert take_up(RunFolder(tmp_path), lambda: trainer_of(SETTINGS, data)).epoch == 0
+    assert take_up(RunFolder(tmp_path), lambda: trainer_of(SETTINGS, DATA)).epoch == 0
     assert "damaged and not used" in capsys.readouterr().err
 
 
@@ -237,6 +243,50 @@ def test_best_weights_lie_on_the_cpu_fresh_and_resumed(half_done):
     trainer.end_epoch(dict.fromkeys(("train", "val", "test"), ones), time.perf_counter())
     for weights in (trainer.best_weights, on_cpu(trainer.network.state_dict())):
         assert weights["weight"].device.type == "cpu"
+
+
+def repacked(archive: bytes, change) -> bytes:
+    """An intact archive, whose pickle is what `change` makes of it."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(archive)) as old, zipfile.ZipFile(buffer, "w") as new:
+        for name in old.namelist():
+            data = old.read(name)
+            new.writestr(name, change(data) if name.endswith("data.pkl") else data)
+        for part in new.filelist:
+            part.external_attr = 0
+    return buffer.getvalue()
+
+
+def test_whatever_the_pickle_in_an_intact_archive_says_the_process_stands(
+        good, tmp_path, record_property):
+    """A few bytes of it are changed, and the sums are made again."""
+    chance, changes = random.Random(5), count(3000)
+
+    def changed(data: bytes) -> bytes:
+        data = bytearray(data)
+        for _ in range(chance.choice((1, 1, 1, 2, 8))):
+            data[chance.randrange(len(data))] = chance.randrange(256)
+        return bytes(data)
+
+    def work() -> int:
+        taken = 0
+        for _ in range(changes):
+            (tmp_path / "checkpoint.pt").write_bytes(repacked(good, changed))
+            trainer = take_up(RunFolder(tmp_path), lambda: trainer_of(SETTINGS, DATA))
+            if trainer.epoch:
+                taken += 1
+                with contextlib.suppress(Diverged):
+                    trainer.run_epoch()
+                    checkpoint_of(trainer)
+        (tmp_path / "taken").write_text(str(taken))
+        return 0
+
+    log = tmp_path / "log"
+    assert Child(with_memory(10 ** 9, work), log).wait(600) == 0, log.read_text()[-3000:]
+    taken, notes = int((tmp_path / "taken").read_text()), log.read_text().splitlines()
+    assert len(notes) == changes - taken and all("no usable checkpoint" in note for note in notes)
+    assert len(notes) > changes / 2
+    record_property("changed pickles", f"{len(notes)} refused, {taken} taken, of {changes}")
 
 
 # What was finished
