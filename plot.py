@@ -76,7 +76,8 @@ def draw(options) -> int:
 
     from report.figures import draw_all  # loads matplotlib
     from report.findings import findings
-    from report.text import blocks, fill, write_tables
+    from report.tables import write_tables
+    from report.text import blocks, fill
 
     figures = draw_all(views, source, options.output / "pics", options.format)
     tables = write_tables(views, findings(views), options.output / "results" / "tables")

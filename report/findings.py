@@ -1,197 +1,261 @@
-"""What the older report claimed, held against the runs: each claim with the numbers that decide it, and a verdict.
+"""The claims of the older report, tested on the runs: the numbers that decide each, and a verdict.
 
-Runs are compared seed by seed, since runs with the same seed see their images in the same order. Over the
-differences stand mean and 95 % confidence interval (Student's t), and the interval decides: a claim `holds` if
-all of the interval agrees with it, `does not hold` if none of it does, else it is `undecided`, and so is
-a claim whose runs are missing or have just one seed.
+A claim `holds` if every number of its family agrees with it, `does not hold` if one contradicts it,
+both at the 5 % level after Holm's correction within the family; else it is `undecided`.
 """
 
 import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-import numpy as np
-
-from report.studies import BASES, DROP_RATES, Curve, View, quarter
+from report.statistics import LEVEL, Estimate, Pool, holm, p_value, t_quantile
+from report.studies import BASES, DROP_RATES, EPOCHS, Curve, View, quarter
 
 HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided"
-MARGIN = 0.01  # accuracies that differ by less are about the same
+MARGIN = 0.01  # two binomial standard errors of an accuracy of 10,000 images: one run cannot see less
+MOST_SEEDS = 50
 
-
-def t_quantile(freedom: float, probability: float = 0.975) -> float:
-    """The quantile of Student's t distribution, from a table of its distribution function.
-
-    t = sqrt(freedom) tan(angle), and the angle's density is proportional to cos(angle)^(freedom - 1).
-    """
-    angles = np.linspace(0, math.pi / 2, 100_001)
-    density = np.cos(angles) ** (freedom - 1)
-    below = np.cumsum((density[1:] + density[:-1]) / 2)
-    angle = np.interp(2 * probability - 1, below / below[-1], angles[1:])
-    return math.sqrt(freedom) * math.tan(angle)
-
-
-class Estimate(NamedTuple):
-    """Mean and 95 % confidence interval over n seeds, after so many epochs; the interval of one seed is nan."""
-
-    mean: float
-    low: float
-    high: float
-    n: int
-    epochs: str = ""
-
-    def __str__(self) -> str:
-        interval = f" [{self.low:+.4f}, {self.high:+.4f}]" if self.n > 1 else ""
-        return f"{self.mean:+.4f}{interval}, n = {self.n}, {self.epochs} epochs"
-
-
-def estimate(values: list[float], *curves: Curve) -> Estimate:
-    """Of a number per seed, taken from these curves."""
-    n, mean = len(values), float(np.mean(values))
-    half = t_quantile(n - 1) * float(np.std(values, ddof=1)) / math.sqrt(n) if n > 1 else math.nan
-    return Estimate(mean, mean - half, mean + half, n, " and ".join(dict.fromkeys(str(c.epochs) for c in curves)))
-
-
-def difference(a: Curve | None, b: Curve | None, measure) -> Estimate | None:
-    """`measure` of `a` less that of `b` over the seeds that both have; None if there are none."""
-    if a is None or b is None:
-        return None
-    left, right = a.by_seed(measure), b.by_seed(measure)
-    seeds = sorted(left.keys() & right.keys())
-    return estimate([left[seed] - right[seed] for seed in seeds], a, b) if seeds else None
-
-
-# What has to be true of an interval for a claim to hold: the interval must lie between low and high.
+# Between which bounds a number must lie for a claim to hold.
 POSITIVE, AT_LEAST_SAME, SAME = (0, math.inf), (-MARGIN, math.inf), (-MARGIN, MARGIN)
 
 
 class Check(NamedTuple):
-    """A number that a claim rests on: what it is, its estimate, and between which bounds it has to lie."""
+    """A number that a claim rests on, between which bounds it has to lie, and what stands beside it."""
 
     what: str
     estimate: Estimate | None
     bounds: tuple[float, float] = POSITIVE
     obstacle: str = ""  # why the number cannot establish the claim, however clear it is
+    family: int = 1  # of how many like it this is the farthest
+    beside: dict[str, Estimate] = {}  # the same difference by other measures
 
     @property
-    def verdict(self) -> str:
-        if self.estimate is None or self.estimate.n < 2:
+    def distance(self) -> float:
+        """To the nearest bound, in the number's own unit; negative outside of them."""
+        low, high = self.bounds
+        return min(self.estimate.mean - low, high - self.estimate.mean)
+
+    @property
+    def p(self) -> float:
+        """Of the nearest bound being the truth."""
+        if self.estimate is None or math.isnan(self.estimate.error):
+            return 1.0
+        if self.estimate.error == 0:
+            return float(self.distance == 0)
+        return p_value(self.distance / self.estimate.error, self.estimate.freedom)
+
+    def verdict(self, p: float) -> str:
+        """With its p value, corrected for the family."""
+        if self.estimate is None or p >= LEVEL:
             return UNDECIDED
-        (low, high), (_, left, right, *_) = self.bounds, self.estimate
-        if right <= low or left >= high:
-            return FAILS
-        return HOLDS if low < left and right < high and not self.obstacle else UNDECIDED
+        return FAILS if self.distance < 0 else UNDECIDED if self.obstacle else HOLDS
 
-    @property
-    def reason(self) -> str:
+    def reason(self, p: float) -> str:
         """Why it is undecided."""
         if self.estimate is None:
             return "not run yet"
-        if self.estimate.n < 2:
-            return "one seed, so no interval"
-        return self.obstacle or "the interval reaches to both sides"
+        if math.isnan(self.estimate.error):
+            return "no setting has a second seed"
+        if self.obstacle:
+            return self.obstacle
+        seeds = self.seeds_to_decide(p)
+        return f"about {seeds} seeds of each would decide" if seeds <= MOST_SEEDS else (
+            f"more than {MOST_SEEDS} seeds of each would be needed")
+
+    def seeds_to_decide(self, p: float) -> float:
+        """How many of each setting, if the difference stays as it is: n grows as the square of t."""
+        t = abs(self.distance) / self.estimate.error
+        factor = min(p / self.p, 1 / LEVEL ** 3)
+        wanted = t_quantile(30, 1 - LEVEL / 2 / factor)
+        now = len(self.estimate.seeds) / sum(1 / n for n in self.estimate.seeds)
+        return max(min(self.estimate.seeds) + 1, math.ceil(now * (wanted / t) ** 2)) if t else math.inf
+
+
+class Count(NamedTuple):
+    """In how many settings something is clearly so and clearly not, by their 95 % intervals."""
+
+    what: str
+    yes: int
+    no: int
+    of: int
+    wanted: float  # the share of settings that has to show it
+    estimate = None
+
+    @property
+    def outcome(self) -> str:
+        if self.yes > self.wanted * self.of:
+            return HOLDS
+        return FAILS if self.of and self.of - self.no <= self.wanted * self.of else UNDECIDED
 
     def __str__(self) -> str:
-        return f"{self.what}: {self.estimate or 'not run yet'}"
+        return f"clearly in {self.yes} of {self.of} settings, clearly not in {self.no}"
 
 
 class Finding(NamedTuple):
     number: int
     claim: str
-    checks: list[Check]
+    checks: list
+    some: bool = False  # the claim holds if one of its numbers agrees
+
+    @property
+    def decided(self) -> list[tuple]:
+        """Each check with its corrected p value and its verdict."""
+        numbers = [check for check in self.checks if isinstance(check, Check) and check.estimate]
+        corrected = dict(zip(map(id, numbers),
+                             holm([min(1.0, check.family * check.p) for check in numbers]), strict=True))
+        return [(check, math.nan, check.outcome) if isinstance(check, Count)
+                else (check, corrected.get(id(check), 1.0), check.verdict(corrected.get(id(check), 1.0)))
+                for check in self.checks]
 
     @property
     def verdict(self) -> str:
-        """One check that fails refutes the claim; all must hold to establish it."""
-        verdicts = [check.verdict for check in self.checks]
-        return next((verdict for verdict in (FAILS, UNDECIDED) if verdict in verdicts), HOLDS)
+        """One check that fails refutes the claim; all must hold to establish it (`some`: one)."""
+        verdicts = [verdict for *_, verdict in self.decided]
+        order = (HOLDS, UNDECIDED, FAILS) if self.some else (FAILS, UNDECIDED, HOLDS)
+        return next(verdict for verdict in order if verdict in verdicts)
 
     @property
     def reason(self) -> str:
         """Why it is undecided, or which of several numbers refutes it."""
         if self.verdict == UNDECIDED:
-            return "; ".join(dict.fromkeys(check.reason for check in self.checks if check.verdict == UNDECIDED))
-        refuting = [check.what for check in self.checks if check.verdict == FAILS]
-        return "; ".join(refuting) if len(self.checks) > 1 else ""
-
-
-def best_of_grid(view: View, label: str) -> Check:
-    """The claimed best against the best of the others, in lowest validation loss."""
-    claimed = view.complete(label)
-    rivals = [curve for curve in view.curves.values() if curve.label != label and view.complete(curve.label)]
-    if claimed is None or not rivals:
-        return Check("lowest validation loss, best other setting − claimed", None)
-    missing = len(view.settings) - len(rivals) - 1
-    return Check(f"lowest validation loss, {rivals[0].label} − {label}", difference(rivals[0], claimed, "val_loss"),
-                 obstacle=f"{missing} of {len(view.settings)} settings missing" if missing else "")
-
-
-def over(curve: Curve | None, measure: Callable[[list[dict]], float]) -> Estimate | None:
-    return estimate(list(curve.by_seed(measure).values()), curve) if curve else None
+            return "; ".join(dict.fromkeys(
+                "too few settings are clear" if isinstance(check, Count) else check.reason(p)
+                for check, p, verdict in self.decided if verdict == UNDECIDED))
+        refuting = [check.what for check, _, verdict in self.decided if verdict == FAILS]
+        return "; ".join(refuting) if len(refuting) < len(self.checks) and self.verdict == FAILS else ""
 
 
 def gap(rows: list[dict]) -> float:
+    """Validation less training loss over the last quarter."""
     return quarter(rows, "val_loss") - quarter(rows, "train_loss")
 
 
 def rise(rows: list[dict]) -> float:
-    """How much the validation loss rises from the last quarter but one to the last. (From its minimum it would
-    rise by chance alone.)"""
+    """How much the validation loss rises from the last quarter but one to the last. (From its minimum
+    it would rise by chance alone.)"""
     return quarter(rows, "val_loss") - quarter(rows, "val_loss", 1)
 
 
+class Claims:
+    """What the claims are made of: curves by what they are, and differences of them."""
+
+    def __init__(self, views: dict[str, View]):
+        self.views = views
+        self.pool = Pool(views)
+
+    def ablation(self, network: str, without_norm: bool, without_dropout: bool) -> Curve | None:
+        label = f"{BASES[network.lower()]}_{without_norm}_{without_dropout}"
+        return self.views[f"{network}_ablation"].complete(label)
+
+    def validation(self, what: str, a: Curve | None, b: Curve | None, bounds=POSITIVE) -> Check:
+        """a − b in validation accuracy over the last quarter; beside it the best epoch and the test."""
+        beside = {"best epoch": "val_acc", "last epoch": "last_val_acc", "test": "quarter_test_acc"}
+        return Check(f"validation accuracy, {what}", self.pool.estimate("quarter_val_acc", a, b), bounds,
+                     beside={} if None in (a, b) else {
+                         name: self.pool.estimate(key, a, b) for name, key in beside.items()})
+
+    def training(self, what: str, a: Curve | None, b: Curve | None) -> Check:
+        """a − b in training accuracy over the last quarter."""
+        return Check(f"training accuracy, {what}", self.pool.estimate("quarter_train_acc", a, b))
+
+    def best_of_grid(self, network: str) -> Check:
+        """The claimed best against the best of the others, in lowest validation loss."""
+        view, label = self.views[network], BASES[network.lower()]
+        claimed = view.complete(label)
+        rivals = [curve for curve in view.curves.values()
+                  if curve.label != label and view.complete(curve.label)]
+        if claimed is None or not rivals:
+            return Check("lowest validation loss, best other setting − claimed", None)
+        missing = len(view.settings) - len(rivals) - 1
+        obstacle = (f"{missing} of {len(view.settings)} settings missing" if missing else
+                    f"{view.epochs} of {view.study.epochs} epochs" * (view.epochs < view.study.epochs))
+        return Check(f"lowest validation loss, {rivals[0].label} − {label}",
+                     self.pool.estimate("val_loss", rivals[0], claimed), obstacle=obstacle,
+                     family=len(rivals),
+                     beside={"test": self.pool.estimate("test_loss", rivals[0], claimed)})
+
+    def count(self, what: str, measure: Callable, curves: list[Curve], wanted: float) -> Count:
+        found = [self.pool.estimate(measure, curve) for curve in curves]
+        yes = sum(each.mean - each.half > 0 for each in found)
+        no = sum(each.mean + each.half < 0 for each in found)
+        return Count(what, yes, no, len(found), wanted)
+
+    def at_full_length(self, network: str, which: Callable[[Curve], bool]) -> list[Curve]:
+        """Of each network trained for as long as the protocol says, one curve."""
+        names = [network, f"{network}_ablation", *(("dimention",) if network == "CNN" else ())]
+        curves = {view.settings[curve.label]: curve for view in map(self.views.get, names)
+                  for curve in view.curves.values()
+                  if curve.epochs >= EPOCHS[network.lower()] and which(curve)}
+        return list(curves.values())
+
+
+def has_no_dropout(curve: Curve) -> bool:
+    settings = next(iter(curve.runs.values())).settings
+    return settings.drop_rate == 0 or settings.without_dropout
+
+
 def findings(views: dict[str, View]) -> list[Finding]:
-    mlp, cnn = views["MLP_ablation"], views["CNN_ablation"]
-    bases = {"MLP": (mlp, BASES["mlp"]), "CNN": (cnn, BASES["cnn"])}
-
-    def ablation(network: str, without_norm: bool, without_dropout: bool) -> Curve | None:
-        view, base = bases[network]
-        return view.complete(f"{base}_{without_norm}_{without_dropout}")
-
-    full = {network: ablation(network, False, False) for network in bases}
-    drop_views = {"MLP": (views["MLP"], "1024_0.001_{}"), "CNN": (views["dropout"], "128_0.001_{}")}
-    drops = {network: {p: view.complete(label.format(p)) for p in DROP_RATES}
-             for network, (view, label) in drop_views.items()}
+    claims = Claims(views)
+    networks, ablation = ("MLP", "CNN"), claims.ablation
+    validation, training = claims.validation, claims.training
+    full = {n: ablation(n, False, False) for n in networks}
+    undropped = {n: ablation(n, False, True) for n in networks}
+    unnormed = {n: ablation(n, True, False) for n in networks}
+    rates = {"MLP": (views["MLP"], "1024_0.001_{}"), "CNN": (views["dropout"], "128_0.001_{}")}
+    drops = {n: {p: view.complete(label.format(p)) for p in DROP_RATES}
+             for n, (view, label) in rates.items()}
     kinds = {kind: {p: views["dimention"].complete(f"128_0.001_{p}_{kind}") for p in DROP_RATES[1:]}
              for kind in ("1d", "2d")}
     sizes = {b: views["batchsize"].complete(f"{b}_0.001_0.0") for b in (512, 1024, 2048, 4096)}
-
-    same_data = mlp.fingerprint == cnn.fingerprint
-    dropout = {n: difference(full[n], ablation(n, False, True), "val_acc") for n in bases}
+    peak = max((b for b in (1024, 2048) if sizes[b]), key=lambda b: sizes[b].mean("quarter_val_acc"),
+               default=1024)
     steps = list(zip(DROP_RATES, DROP_RATES[1:], strict=False))
-    peak = max((b for b in (1024, 2048) if sizes[b]), key=lambda b: sizes[b].mean("val_acc"), default=1024)
-    return [
-        *(Finding(number, f"The best {n} of the grid is {base}", [best_of_grid(views[n], base)])
-          for number, (n, (_, base)) in enumerate(bases.items(), 1)),
-        Finding(3, "The CNN beats the MLP on test accuracy", [
-            Check("test accuracy, CNN − MLP", difference(full["CNN"], full["MLP"], "test_acc"),
+    same_data = views["MLP_ablation"].fingerprint == views["CNN_ablation"].fingerprint
+
+    def overfits(network: str) -> Check:
+        """Of the settings without dropout, the one whose validation loss rises most."""
+        curves = claims.at_full_length(network, has_no_dropout)
+        worst = max(curves, key=lambda curve: curve.mean(rise), default=None)
+        return Check(f"{network} without dropout, largest of {len(curves)} rises of the loss"
+                     + (f", {worst.label}" if worst else ""),
+                     claims.pool.estimate(rise, worst), family=max(1, len(curves)))
+
+    claimed = [
+        *((f"The best {n} of the grid is {BASES[n.lower()]}", [claims.best_of_grid(n)]) for n in networks),
+        ("The CNN beats the MLP on test accuracy", [
+            Check("test accuracy at the best epoch, CNN − MLP",
+                  claims.pool.estimate("test_acc", full["CNN"], full["MLP"]),
                   obstacle="" if same_data else "the two were trained on different data")]),
-        Finding(4, "On the plateau training loss lies below validation loss, and unregularised networks overfit", [
-            check for n in bases for check in (
-                Check(f"{n}, validation − training loss over the last quarter", over(full[n], gap)),
-                Check(f"{n} without both, rise of the validation loss from the last quarter but one to the last",
-                      over(ablation(n, True, True), rise)))]),
-        Finding(5, "Dropout improves the CNN's validation accuracy and worsens its training accuracy", [
-            Check("validation accuracy, with − without", dropout["CNN"]),
-            Check("training accuracy, without − with",
-                  difference(ablation("CNN", False, True), full["CNN"], "last_train_acc"))]),
-        Finding(6, "Dropout leaves the MLP's validation accuracy about as it was", [
-            Check("validation accuracy, with − without", dropout["MLP"], SAME)]),
-        Finding(7, "Batch normalization improves validation accuracy or leaves it", [
-            Check(f"{n}, validation accuracy, with − without",
-                  difference(full[n], ablation(n, True, False), "val_acc"), AT_LEAST_SAME) for n in bases]),
-        Finding(8, "Dropping whole maps gives the CNN a better validation accuracy than dropping single activations", [
-            Check(f"validation accuracy at drop rate {p}, 2d − 1d",
-                  difference(kinds["2d"][p], kinds["1d"][p], "val_acc")) for p in DROP_RATES[1:]]),
-        Finding(9, "Training accuracy falls as the drop rate rises", [
-            Check(f"{n}, training accuracy, {p} − {q}", difference(drops[n][p], drops[n][q], "last_train_acc"))
-            for n in bases for p, q in steps]),
-        Finding(10, "Validation accuracy peaks at drop rate 0.2", [
-            Check(f"{n}, validation accuracy, 0.2 − {p}", difference(drops[n][0.2], drops[n][p], "val_acc"))
-            for n in bases for p in DROP_RATES if p != 0.2]),
-        Finding(11, "The MLP's training accuracy falls as the batch size rises, its validation accuracy rises first "
-                    "and falls then", [
-            *(Check(f"training accuracy, {b} − {2 * b}", difference(sizes[b], sizes[2 * b], "last_train_acc"))
-              for b in (512, 1024, 2048)),
-            *(Check(f"validation accuracy, {peak} − {b}", difference(sizes[peak], sizes[b], "val_acc"))
-              for b in (512, 4096))]),
-    ]
+        ("In most cases training loss lies below validation loss on the plateau", [
+            claims.count(f"{n}, last quarter", gap, claims.at_full_length(n, lambda _: True), 0.5)
+            for n in networks]),
+        ("Some networks without regularization overfit", [overfits(n) for n in networks]),
+        ("Dropout improves the CNN's validation accuracy and worsens its training accuracy", [
+            validation("with − without", full["CNN"], undropped["CNN"]),
+            training("without − with", undropped["CNN"], full["CNN"])]),
+        ("Dropout leaves the MLP's validation accuracy about as it was", [
+            validation("with − without", full["MLP"], undropped["MLP"], SAME)]),
+        ("Dropout is needed for both networks", [
+            validation(f"{n}, with − without", full[n], undropped[n]) for n in networks]),
+        ("Batch normalization improves validation accuracy or leaves it", [
+            validation(f"{n}, with − without", full[n], unnormed[n], AT_LEAST_SAME) for n in networks]),
+        ("Without batch normalization training accuracy is clearly better", [
+            training(f"{n}, without − with{text}", ablation(n, True, dropped), ablation(n, False, dropped))
+            for n in networks for dropped, text in ((False, ""), (True, " (no dropout)"))]),
+        ("Batch normalization markedly reduces overfitting", [
+            Check(f"{n}, validation − training loss, without − with",
+                  claims.pool.estimate(gap, unnormed[n], full[n])) for n in networks]),
+        ("Dropping whole maps gives the CNN a better validation accuracy than single activations", [
+            validation(f"drop rate {p}, 2d − 1d", kinds["2d"][p], kinds["1d"][p])
+            for p in DROP_RATES[1:]]),
+        ("Training accuracy falls as the drop rate rises", [
+            training(f"{n}, {p} − {q}", drops[n][p], drops[n][q]) for n in networks for p, q in steps]),
+        ("Validation accuracy peaks at drop rate 0.2", [
+            validation(f"{n}, 0.2 − {p}", drops[n][0.2], drops[n][p])
+            for n in networks for p in DROP_RATES if p != 0.2]),
+        ("The MLP's training accuracy falls as the batch size rises, its validation accuracy rises "
+         "first and falls then", [
+             *(training(f"{b} − {2 * b}", sizes[b], sizes[2 * b]) for b in (512, 1024, 2048)),
+             *(validation(f"{peak} − {b}", sizes[peak], sizes[b]) for b in (512, 4096))])]
+    return [Finding(number, claim, checks, claim.startswith("Some"))
+            for number, (claim, checks) in enumerate(claimed, 1)]

@@ -209,6 +209,15 @@ class Curve:
     runs: dict[int, Run]
     epochs: int
 
+    @property
+    def network(self) -> str:
+        return next(iter(self.runs.values())).network
+
+    @property
+    def versions(self) -> list[str]:
+        """Of the code that made it; those that are not recorded are 'unknown'."""
+        return sorted({version(run) or "unknown" for run in self.runs.values()})
+
     def values(self, key: str) -> np.ndarray:
         """A metric, seeds x epochs."""
         return np.array([[row[key] for row in run.rows[:self.epochs]] for run in self.runs.values()])
@@ -290,9 +299,11 @@ class View:
     @property
     def origin(self) -> str:
         """Of how many versions of the code and devices its runs are."""
-        versions = ", ".join(f"{name or 'not recorded'}: {n}" for name, n in self.versions.most_common())
-        return (f"{len(self.versions)} version{'s' * (len(self.versions) > 1)} of the code ({versions} "
-                f"runs), {len(self.devices)} processor{'s' * (len(self.devices) > 1)}")
+        known = {name: n for name, n in self.versions.most_common() if name}
+        parts = [f"{n} runs of code {name}" for name, n in known.items()]
+        parts += [f"{self.versions['']} runs whose code was not recorded"] * ("" in self.versions)
+        processors = len(self.devices)
+        return f"{', '.join(parts)}; {processors} processor{'s' * (processors > 1)}" if parts else ""
 
     @property
     def is_of_one(self) -> bool:

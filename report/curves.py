@@ -1,0 +1,170 @@
+"""The figures of curves over the epochs, and the heat maps of the grids."""
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from report.drawing import (
+    BLUE,
+    DASHES,
+    HUES,
+    ORANGE,
+    WIDTHS,
+    footer,
+    label_ends,
+    notes,
+    nothing,
+    scale,
+    title_of,
+)
+from report.studies import BATCH_SIZES, DROP_RATES, LEARNING_RATES, Curve, View
+
+SPLITS = {"train": "training", "val": "validation", "test": "test"}
+QUANTITIES = {"acc": ("accuracy", "accuracy (%)", 100),
+              "loss": ("loss", "loss, cross entropy (nats)", 1)}
+SHOWN = 10  # curves in a figure
+WORDS = {"False_False": "both", "False_True": "BN, no dropout", "True_False": "dropout, no BN",
+         "True_True": "neither"}
+
+
+def curves(figure: Figure, view: View, split: str, quantity: str) -> None:
+    """A metric over the epochs, a curve per setting; over several seeds mean and deviation."""
+    what, unit, factor = QUANTITIES[quantity]
+    title = f"{view.study.title}: {SPLITS[split]} {what}"
+    if not view.curves:
+        nothing(figure, title, view.study.command)
+        return
+    grid = view.study.is_grid
+    shown = list(view.curves.values())[:SHOWN]
+    names = [f"{rank}  {curve.label}" if grid else name_of(view, curve)
+             for rank, curve in enumerate(shown, 1)]
+    names = [name + f"  n={len(curve.runs)}" * (len(view.seeds) > 1)
+             for name, curve in zip(names, shown, strict=True)]
+    beside = 0.07 + 0.0095 * max(map(len, names)) + 0.055 * grid
+    low = 0.25 if view.missing else 0.2  # for the small print
+    axes = figure.add_axes((0.078, low, 0.922 - beside, 0.92 - low))
+    for curve, name in zip(shown, names, strict=True):
+        values = factor * curve.values(f"{split}_{quantity}")
+        epochs, mean = np.arange(1, curve.epochs + 1), values.mean(0)
+        style = style_of(view, curve)
+        axes.plot(epochs, mean, label=name, marker="o" if curve.epochs == 1 else None, **style)
+        if len(values) > 1:
+            deviation = values.std(0, ddof=1)
+            axes.fill_between(epochs, mean - deviation, mean + deviation, color=style["color"],
+                              alpha=0.13, lw=0, zorder=1)
+    cut = limit(axes)
+    last = view.epochs
+    step = next((step for step in (1, 5, 10, 20) if last <= 12 * step), last // 10)
+    axes.set(xlabel="epoch", ylabel=f"{SPLITS[split]} {unit}", title=title_of(view, title),
+             xlim=(1, last) if last > 1 else (0.5, 1.5))
+    axes.set_xticks([1, *range(step + (step == 1), last + 1, step)])
+    if grid:
+        label_ends(axes, [str(rank) for rank in range(1, len(shown) + 1)], 0.04)
+        figure.legend(loc="upper left", bbox_to_anchor=(1.035 - beside, 0.94), title="lowest loss first",
+                      fontsize=9.5, title_fontsize=9.5, alignment="left", handlelength=2.6,
+                      borderpad=0, handletextpad=0.5, labelspacing=0.7)
+    else:
+        label_ends(axes, names)
+    notes(figure, *footer(view, remarks(view, len(shown)) + ("; the axis leaves out the first epochs"
+                                                             if cut else "")))
+
+
+def remarks(view: View, shown: int) -> str:
+    """How to read the curves."""
+    ranking = f"the {shown} best of {len(view.curves)} settings by lowest validation loss"
+    key = {"dimention": "colour: drop rate; dash: type",
+           "dropout": "colour and dash: drop rate", "batchsize": "colour and width: batch size"}
+    text = key.get(view.study.name, "colour: learning rate; dash: drop rate; width: batch size")
+    if "ablation" in view.study.name:
+        base = next(iter(view.study.settings)).rsplit("_", 2)[0]
+        text = f"BN: batch normalization; both: the run {base}"
+    spread = "; band: ± 1 sd over seeds" if max(view.seeds) > 1 else ""
+    scheme = "; batch size_learning rate_drop rate" * ("ablation" not in view.study.name)
+    return (ranking + "; " if view.study.is_grid else "") + text + scheme + spread
+
+
+def name_of(view: View, curve: Curve) -> str:
+    if "ablation" in view.study.name:
+        return WORDS["_".join(curve.label.split("_")[-2:])]
+    return curve.label
+
+
+def style_of(view: View, curve: Curve) -> dict:
+    """Colour, dash and width; each means the same in every figure."""
+    settings = next(iter(curve.runs.values())).settings
+    rate, batch_size = settings.drop_rate, settings.batch_size
+    sizes = BATCH_SIZES[curve.network]
+    rates = sorted({*DROP_RATES, *(float(label.split("_")[2]) for label in view.curves)})
+    dash = DASHES.get(rate, (0, (2, 2)))
+    if view.study.name == "dimention":
+        kind = curve.label.rpartition("_")[2]
+        return {"color": scale(len(rates))[rates.index(rate)], "ls": "-" if kind == "2d" else (0, (4, 1.5)),
+                "lw": 1.7}
+    if view.study.name == "dropout":
+        return {"color": scale(len(rates))[rates.index(rate)], "ls": dash, "lw": 1.7}
+    if view.study.name == "batchsize":
+        tried = sorted({int(label.split("_")[0]) for label in view.curves})
+        return {"color": scale(len(tried))[tried.index(batch_size)],
+                "lw": WIDTHS[sizes.index(batch_size)] if batch_size in sizes else 0.7}
+    if "ablation" in view.study.name:
+        without_norm, without_dropout = (part == "True" for part in curve.label.split("_")[-2:])
+        return {"color": ORANGE if without_norm else BLUE, "ls": "-" if without_dropout else DASHES[0.2],
+                "lw": 1.7}
+    return {"color": HUES[settings.learning_rate], "ls": dash, "lw": WIDTHS[sizes.index(batch_size)]}
+
+
+def limit(axes) -> bool:
+    """Limit the y axis to all but the first epochs, which would flatten the rest. Whether it cut."""
+    lines = [line.get_ydata() for line in axes.lines]
+    later = np.concatenate([values[-(-len(values) // 8):] if len(values) > 4 else values
+                            for values in lines])
+    low, high = later.min(), later.max()
+    pad = 0.05 * (high - low) or 1e-3
+    axes.set_ylim(low - pad, high + pad)
+    return any(values.min() < low - pad or values.max() > high + pad for values in lines)
+
+
+def heat_maps(figure: Figure, view: View) -> None:
+    """Best validation accuracy of every setting of a grid, a panel per batch size."""
+    title = title_of(view, f"{view.study.title}: best validation accuracy (%)")
+    done = {label: curve for label in view.curves if (curve := view.complete(label))}
+    if not done:
+        nothing(figure, title, view.study.command)
+        return
+    sizes = BATCH_SIZES[view.study.network]
+    accuracy = {label: 100 * curve.mean("val_acc") for label, curve in done.items()}
+    highest, lowest_loss = max(accuracy, key=accuracy.get), next(iter(done))
+    scaled = [value for label, value in accuracy.items() if not label.endswith("_0.8")]
+    low, high = min(scaled or accuracy.values()), max(accuracy.values())
+    figure.set_size_inches(8.4, 5.2)
+    for i, size in enumerate(sizes):
+        labels = [[f"{size}_{lr}_{p}" for p in DROP_RATES] for lr in LEARNING_RATES]
+        values = np.array([[accuracy.get(label, np.nan) for label in row] for row in labels])
+        axes = figure.add_axes((0.1 + 0.44 * (i % 2), 0.585 - 0.36 * (i // 2), 0.37, 0.265))
+        picture = axes.imshow(values, vmin=low, vmax=max(high, low + 1e-9), aspect="auto")
+        axes.set_facecolor("#eeeeee")
+        for (j, k), value in np.ndenumerate(values):
+            label = labels[j][k]
+            text = "–" if np.isnan(value) else f"{value:.1f}"
+            if len(view.seeds) > 1 and label in done and len(done[label].runs) > 1:
+                text += f"\nn={len(done[label].runs)}"
+            axes.text(k, j, text, ha="center", va="center", fontsize=9.5, linespacing=0.95,
+                      color="black" if np.isnan(value) or value - low > (high - low) / 2 else "white")
+            for marked, dash in ((highest, "-"), (lowest_loss, ":")):
+                if label == marked:
+                    inset = 0.06 if dash == ":" else 0.0
+                    axes.add_patch(matplotlib.patches.Rectangle(
+                        (k - 0.46 + inset, j - 0.44 + inset), 0.92 - 2 * inset, 0.88 - 2 * inset,
+                        fill=False, lw=2.2, ls=dash, ec="#d55e00"))
+        axes.set_xticks(range(len(DROP_RATES)), DROP_RATES)
+        axes.set_yticks(range(len(LEARNING_RATES)), LEARNING_RATES if i % 2 == 0 else [""] * 3)
+        axes.set_title(f"batch size {size}", fontsize=10.5)
+        axes.grid(False)
+        axes.spines[:].set_visible(False)
+        axes.set(xlabel="drop rate" if i > 1 else "", ylabel="learning rate" if i % 2 == 0 else "")
+    bar = figure.add_axes((0.935, 0.225, 0.014, 0.625))
+    figure.colorbar(picture, cax=bar, extend="min").outline.set_visible(False)
+    figure.text(0.03, 0.945, title, weight="bold", fontsize=12)
+    seeds = "; cells without n have one seed" if len(view.seeds) > 1 else ""
+    notes(figure, *footer(view, "framed: highest accuracy; dotted: lowest validation loss, by which "
+                                f"settings are ranked; the colours end at drop rate 0.6{seeds}"))
