@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Draw every figure and write every table and REPORT.md, from the published runs in results/ or from your own."""
+"""Draw all figures and write all tables and REPORT.md, from the published runs or your own."""
 
 import os
 import sys
@@ -21,8 +21,8 @@ from store.files import ROOT, UserError, write_file
 
 EPILOG = """\
 Runs need not be finished: a figure is drawn from what is there and says what is missing.
-With --runs_dir the files take the place of the published ones; --output writes them elsewhere, and the same
-command without --runs_dir brings the published ones back.
+With --runs_dir the files take the place of the published ones; --output writes them elsewhere, and
+the same command without --runs_dir brings the published ones back.
 
 examples:
   python plot.py                                      the published figures and report
@@ -37,10 +37,13 @@ exit code: 0 done, 2 something for you to mend, such as a folder without runs"""
 def main() -> int:
     parser = Parser(description=__doc__, epilog=EPILOG, allow_abbrev=False,
                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs_dir", type=Path, metavar="DIR", help="draw the runs in DIR, not those in results/")
-    parser.add_argument("--format", choices=("png", "svg", "pdf"), default="png", help="of the figures, default png")
+    parser.add_argument("--runs_dir", type=Path, metavar="DIR",
+                        help="draw the runs in DIR, not those in results/")
+    parser.add_argument("--format", choices=("png", "svg", "pdf"), default="png",
+                        help="of the figures, default png")
     parser.add_argument("--output", type=Path, default=ROOT, metavar="DIR",
-                        help="where pics/, results/tables/ and REPORT.md are written; default: this repository")
+                        help="where pics/, results/tables/ and REPORT.md are written; default: "
+                             "this repository")
     parser.add_argument("--collect", type=Path, metavar="RUNS_DIR",
                         help="first take the finished runs of RUNS_DIR into results/")
     parser.add_argument("--explore", type=Path, metavar="PAGE.html",
@@ -56,7 +59,8 @@ def main() -> int:
 
 def relocated(text: str, folder: Path, kind: str) -> str:
     """The text of a document with the links that it needs in `folder`, to figures of that kind."""
-    text = re.sub(r"\]\(([\w/]+\.py)", lambda match: f"]({os.path.relpath(ROOT / match[1], folder)}", text)
+    text = re.sub(r"\]\(([\w/]+\.py)",
+                  lambda match: f"]({os.path.relpath(ROOT / match[1], folder)}", text)
     return re.sub(r"(\]\(pics/\w+)\.(png|svg|pdf)\)", rf"\1.{kind})", text)
 
 
@@ -96,7 +100,8 @@ def draw(options) -> int:
             print(f"{view.study.name}: no runs yet; {view.study.command} makes them")
         elif view.missing:
             names = ", ".join(view.missing[:5]) + (", …" if len(view.missing) > 5 else "")
-            print(f"{view.study.name}: missing {len(view.missing)} of {len(view.settings)}: {names}")
+            count = f"{len(view.missing)} of {len(view.settings)}"
+            print(f"{view.study.name}: missing {count}: {names}")
     print(f"{len(figures)} figures, {len(tables)} tables and REPORT.md in {options.output}, "
           f"{time.perf_counter() - start:.1f} s")
     return 0

@@ -2,7 +2,7 @@
 """Measure what theory says about batch normalization and dropout, on networks that runs have left.
 
     bagging      squared error of averaged networks against v/k + (k - 1) c/k, and of averaged masks
-    statistics   how far a batch's mean and variance lie from the training set's; evaluation with them
+    statistics   how far a batch's mean and variance lie from the training set's; use of them
     shifts       test accuracy when all images are moved by 0 to 8 pixels
     rates        nine learning rates from 0.0001 to 1, with and without BatchNorm: 18 short runs
     confusion    what the CNN with the best validation accuracy takes for what
@@ -46,7 +46,8 @@ def main() -> int:
                         help="where the runs are; default: runs/ of this repository")
     parser.add_argument("--data_dir", type=Path, default=ROOT / "data", metavar="DIR",
                         help="the data set they learned from; default: data/ of this repository")
-    parser.add_argument("--synthetic", action="store_true", help="they learned from the generated set")
+    parser.add_argument("--synthetic", action="store_true",
+                        help="they learned from the generated set")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto",
                         help="auto (default) takes a GPU if there is one")
     parser.add_argument("--num_epochs", type=setting("num_epochs"), default=5, metavar="N",

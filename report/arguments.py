@@ -3,6 +3,8 @@
 Differences are in validation accuracy over the last quarter of the epochs, in percentage points.
 """
 
+import math
+
 from matplotlib.figure import Figure
 
 from report.drawing import (
@@ -43,8 +45,8 @@ def points(estimate: Estimate | None) -> str:
     """A difference of accuracies in percentage points, with its 95 % interval."""
     if estimate is None:
         return "not run yet"
-    interval = f" [{100 * (estimate.mean - estimate.half):+.1f}, {100 * (estimate.mean + estimate.half):+.1f}]"
-    return f"{100 * estimate.mean:+.1f}" + interval * (estimate.half == estimate.half)
+    mean, half = 100 * estimate.mean, 100 * estimate.half
+    return f"{mean:+.1f}" + f" [{mean - half:+.1f}, {mean + half:+.1f}]" * (not math.isnan(half))
 
 
 def lines(axes, view: View, xs, pattern: str, key: str, **style) -> None:
@@ -84,7 +86,8 @@ def weight_decay(figure: Figure, view: View) -> None:
                                   (right, "decay_{}", DECAYS, "weight decay")):
         for key, colour, dash, text in (("val_acc", BLUE, "-", "validation, best epoch"),
                                         (MEASURE, BLUE, "--", "validation, last quarter"),
-                                        ("quarter_train_acc", ORANGE, ":", "training, last quarter")):
+                                        ("quarter_train_acc", ORANGE, ":",
+                                         "training, last quarter")):
             lines(axes, view, xs, label, key, color=colour, ls=dash, marker="o", ms=4.5, label=text)
         axes.set(title=name, xlabel=name, ylabel="accuracy (%)")
         if axes.containers:
@@ -97,7 +100,8 @@ def batch_norm(figure: Figure, view: View) -> None:
     for axes, key, split in zip(pair(figure), (MEASURE, "quarter_train_acc"),
                                 ("validation", "training"), strict=True):
         for arm, (text, colour, dash, marker) in ARMS.items():
-            lines(axes, view, SMALL_BATCHES, f"{{}}_{arm}", key, color=colour, ls=dash, marker=marker,
+            lines(axes, view, SMALL_BATCHES, f"{{}}_{arm}", key, color=colour, ls=dash,
+                  marker=marker,
                   ms=4.5, label=text)
         axes.set(title=split, ylabel=f"{split} accuracy (%)")
         log_axis(axes, SMALL_BATCHES, "batch size")
@@ -109,10 +113,12 @@ def shuffled_patches(figure: Figure, views: dict[str, View]) -> None:
     """Both networks over the side of the patches that change places."""
     axes = figure.add_axes((0.09, 0.2, 0.88, 0.72))
     for name, colour, marker in (("MLP", ORANGE, "s"), ("CNN", BLUE, "o")):
-        lines(axes, views[f"{name}_shuffled_patches"], [str(size) for size in PATCHES], "{}", MEASURE,
+        lines(axes, views[f"{name}_shuffled_patches"], [str(size) for size in PATCHES], "{}",
+              MEASURE,
               color=colour, marker=marker, label=name)
     axes.set(title="Accuracy when patches change places, alike in training and test",
-             xlabel="side of a patch in pixels (32: the whole image)", ylabel="validation accuracy (%)")
+             xlabel="side of a patch in pixels (32: the whole image)",
+             ylabel="validation accuracy (%)")
     if axes.containers:
         axes.legend()
 
@@ -123,11 +129,13 @@ def draw(figure: Figure, name: str, views: dict[str, View]) -> None:
         nothing(figure, view.study.title, view.study.command)
     elif name == "shuffled_patches":
         shuffled_patches(figure, views)
-        notes(figure, *(line for each in ("MLP", "CNN") for line in footer(views[f"{each}_{name}"])))
+        notes(figure, *(line for each in ("MLP", "CNN")
+                        for line in footer(views[f"{each}_{name}"])))
     else:
         FIGURES[name](figure, view)
-        notes(figure, title_of(view, view.study.title), *footer(view, "mean over the last quarter of the "
-                                                                "epochs; bars: ± 1 sd over seeds"))
+        notes(figure, title_of(view, view.study.title),
+              *footer(view, "mean over the last quarter of the "
+                      "epochs; bars: ± 1 sd over seeds"))
 
 
 FIGURES = {"capacity": capacity, "weight_decay": weight_decay, "data_size": data_size,
@@ -177,12 +185,15 @@ def answer_decay(view: View, pool: Pool) -> str:
 
     parts = []
     for measure, where in ((MEASURE, "over the last quarter"), ("val_acc", "at the best epoch")):
-        drop, decay = best("drop_{}", RATES_AGAINST_DECAY[1:], measure), best("decay_{}", DECAYS, measure)
+        drop, decay = best("drop_{}", RATES_AGAINST_DECAY[1:], measure), best("decay_{}", DECAYS,
+                                                                              measure)
         if drop and decay:
             neither = pool.estimate(measure, decay, view.complete("drop_0.0"))
             parts.append(f"{where} dropout at its best ({drop.label.partition('_')[2]}) gives "
-                         f"{points(pool.estimate(measure, drop, decay))} points against weight decay at its "
-                         f"best ({decay.label.partition('_')[2]}), which gives {points(neither)} against neither")
+                         f"{points(pool.estimate(measure, drop, decay))} points against weight "
+                         f"decay at its "
+                         f"best ({decay.label.partition('_')[2]}), which gives {points(neither)} "
+                         f"against neither")
     return "; ".join(parts).capitalize() + "." if parts else "Not run yet."
 
 

@@ -60,13 +60,15 @@ def curves(figure: Figure, view: View, split: str, quantity: str) -> None:
     axes.set_xticks([1, *range(step + (step == 1), last + 1, step)])
     if grid:
         label_ends(axes, [str(rank) for rank in range(1, len(shown) + 1)], 0.04)
-        figure.legend(loc="upper left", bbox_to_anchor=(1.035 - beside, 0.94), title="lowest loss first",
+        figure.legend(loc="upper left", bbox_to_anchor=(1.035 - beside, 0.94),
+                      title="lowest loss first",
                       fontsize=9.5, title_fontsize=9.5, alignment="left", handlelength=2.6,
                       borderpad=0, handletextpad=0.5, labelspacing=0.7)
     else:
         label_ends(axes, names)
-    notes(figure, *footer(view, remarks(view, len(shown)) + ("; the axis leaves out the first epochs"
-                                                             if cut else "")))
+    notes(figure, *footer(view, remarks(view, len(shown))
+                          + ("; the axis leaves out the first epochs"
+                             if cut else "")))
 
 
 def remarks(view: View, shown: int) -> str:
@@ -98,7 +100,8 @@ def style_of(view: View, curve: Curve) -> dict:
     dash = DASHES.get(rate, (0, (2, 2)))
     if view.study.name == "dimention":
         kind = curve.label.rpartition("_")[2]
-        return {"color": scale(len(rates))[rates.index(rate)], "ls": "-" if kind == "2d" else (0, (4, 1.5)),
+        return {"color": scale(len(rates))[rates.index(rate)], "ls": "-" if kind == "2d"
+                else (0, (4, 1.5)),
                 "lw": 1.7}
     if view.study.name == "dropout":
         return {"color": scale(len(rates))[rates.index(rate)], "ls": dash, "lw": 1.7}
@@ -108,13 +111,15 @@ def style_of(view: View, curve: Curve) -> dict:
                 "lw": WIDTHS[sizes.index(batch_size)] if batch_size in sizes else 0.7}
     if "ablation" in view.study.name:
         without_norm, without_dropout = (part == "True" for part in curve.label.split("_")[-2:])
-        return {"color": ORANGE if without_norm else BLUE, "ls": "-" if without_dropout else DASHES[0.2],
+        return {"color": ORANGE if without_norm else BLUE, "ls": "-" if without_dropout
+                else DASHES[0.2],
                 "lw": 1.7}
-    return {"color": HUES[settings.learning_rate], "ls": dash, "lw": WIDTHS[sizes.index(batch_size)]}
+    return {"color": HUES[settings.learning_rate], "ls": dash,
+            "lw": WIDTHS[sizes.index(batch_size)]}
 
 
 def limit(axes) -> bool:
-    """Limit the y axis to all but the first epochs, which would flatten the rest. Whether it cut."""
+    """Limit the y axis to all but the first epochs, which would flatten the rest."""
     lines = [line.get_ydata() for line in axes.lines]
     later = np.concatenate([values[-(-len(values) // 8):] if len(values) > 4 else values
                             for values in lines])
@@ -149,7 +154,8 @@ def heat_maps(figure: Figure, view: View) -> None:
             if len(view.seeds) > 1 and label in done and len(done[label].runs) > 1:
                 text += f"\nn={len(done[label].runs)}"
             axes.text(k, j, text, ha="center", va="center", fontsize=9.5, linespacing=0.95,
-                      color="black" if np.isnan(value) or value - low > (high - low) / 2 else "white")
+                      color="black" if np.isnan(value) or value - low > (high - low) / 2
+                      else "white")
             for marked, dash in ((highest, "-"), (lowest_loss, ":")):
                 if label == marked:
                     inset = 0.06 if dash == ":" else 0.0
@@ -166,5 +172,6 @@ def heat_maps(figure: Figure, view: View) -> None:
     figure.colorbar(picture, cax=bar, extend="min").outline.set_visible(False)
     figure.text(0.03, 0.945, title, weight="bold", fontsize=12)
     seeds = "; cells without n have one seed" if len(view.seeds) > 1 else ""
-    notes(figure, *footer(view, "framed: highest accuracy; dotted: lowest validation loss, by which "
+    notes(figure, *footer(view, "framed: highest accuracy; dotted: lowest validation loss, by "
+                                "which "
                                 f"settings are ranked; the colours end at drop rate 0.6{seeds}"))

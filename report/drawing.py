@@ -1,7 +1,7 @@
 """How figures look: colours and dashes with a meaning, small print, labels at the ends of curves.
 
-Hue is the learning rate where it varies, dash the drop rate, width the batch size. Where one of the
-latter two is all that varies, a scale from dark to light says it too. All of them differ in lightness,
+Hue is the learning rate where it varies, dash the drop rate, width the batch size. Where one of
+the latter two is all that varies, a scale from dark to light says it too. All differ in lightness,
 so that grey and all common kinds of colour vision keep them apart.
 """
 
@@ -16,7 +16,8 @@ from PIL import Image
 from report.studies import View
 
 matplotlib.rcParams.update({
-    "font.size": 10.5, "axes.titlesize": 12, "axes.titleweight": "bold", "axes.titlelocation": "left",
+    "font.size": 10.5, "axes.titlesize": 12, "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
     "grid.color": "#dddddd", "grid.linewidth": 0.6, "axes.axisbelow": True, "legend.frameon": False,
     "svg.hashsalt": "figures", "image.cmap": "cividis"})
@@ -104,7 +105,8 @@ def plain_ticks(axes) -> None:
 def log_axis(axes, values, label: str) -> None:
     """A logarithmic x axis with a tick at each of these values."""
     axes.set(xscale="log", xlabel=label)
-    axes.set_xticks(values, [f"{value:g}" for value in values], fontsize=SMALL if len(values) > 7 else None)
+    axes.set_xticks(values, [f"{value:g}" for value in values], fontsize=SMALL if len(values) > 7
+                    else None)
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.minorticks_off()
 

@@ -74,7 +74,8 @@ def catalogue(views: dict[str, View], source: Source) -> dict[str, Callable[[Fig
 
 def of_theory(source: Source) -> dict[str, Callable[[Figure], None]]:
     figures: dict[str, Callable[[Figure], None]] = {}
-    moved = {n: source.theory[n]["shifts"] for n in NETWORKS if "shifts" in source.theory.get(n, {})}
+    moved = {n: source.theory[n]["shifts"] for n in NETWORKS
+             if "shifts" in source.theory.get(n, {})}
     figures["shifts"] = partial(theory_figures.shifts, topics=moved) if moved else partial(
         nothing, title="Shifts", command="python theory.py shifts")
     topics = [(n, topic) for n in NETWORKS for topic in ("bagging", "statistics")]
@@ -82,7 +83,8 @@ def of_theory(source: Source) -> dict[str, Callable[[Figure], None]]:
         name = f"{network.upper()}_{topic}"
         known = source.theory.get(network, {}).get(topic)
         more = {"source": source} if topic in ("confusion", "filters") else {}
-        figures[name] = partial(getattr(theory_figures, topic), network=network.upper(), topic=known,
+        figures[name] = partial(getattr(theory_figures, topic), network=network.upper(),
+                                topic=known,
                                 **more) if known else partial(
             nothing, title=name, command=f"python theory.py {topic} --network {network}")
     return figures

@@ -12,7 +12,7 @@ from report.statistics import LEVEL, Estimate, Pool, holm, p_value, t_quantile
 from report.studies import BASES, DROP_RATES, EPOCHS, Curve, View, quarter
 
 HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided"
-MARGIN = 0.01  # two binomial standard errors of an accuracy of 10,000 images: one run cannot see less
+MARGIN = 0.01  # two standard errors of an accuracy of 10,000 images: one run sees no less
 MOST_SEEDS = 50
 
 # Between which bounds a number must lie for a claim to hold.
@@ -20,7 +20,7 @@ POSITIVE, AT_LEAST_SAME, SAME = (0, math.inf), (-MARGIN, math.inf), (-MARGIN, MA
 
 
 class Check(NamedTuple):
-    """A number that a claim rests on, between which bounds it has to lie, and what stands beside it."""
+    """A number that a claim rests on, and between which bounds it has to lie."""
 
     what: str
     estimate: Estimate | None
@@ -63,12 +63,13 @@ class Check(NamedTuple):
             f"more than {MOST_SEEDS} seeds of each would be needed")
 
     def seeds_to_decide(self, p: float) -> float:
-        """How many of each setting, if the difference stays as it is: n grows as the square of t."""
+        """How many of each setting, if the difference stays: n grows as the square of t."""
         t = abs(self.distance) / self.estimate.error
         factor = min(p / self.p, 1 / LEVEL ** 3)
         wanted = t_quantile(30, 1 - LEVEL / 2 / factor)
         now = len(self.estimate.seeds) / sum(1 / n for n in self.estimate.seeds)
-        return max(min(self.estimate.seeds) + 1, math.ceil(now * (wanted / t) ** 2)) if t else math.inf
+        return max(min(self.estimate.seeds) + 1,
+                   math.ceil(now * (wanted / t) ** 2)) if t else math.inf
 
 
 class Count(NamedTuple):
@@ -102,9 +103,11 @@ class Finding(NamedTuple):
         """Each check with its corrected p value and its verdict."""
         numbers = [check for check in self.checks if isinstance(check, Check) and check.estimate]
         corrected = dict(zip(map(id, numbers),
-                             holm([min(1.0, check.family * check.p) for check in numbers]), strict=True))
+                             holm([min(1.0, check.family * check.p) for check in numbers]),
+                             strict=True))
         return [(check, math.nan, check.outcome) if isinstance(check, Count)
-                else (check, corrected.get(id(check), 1.0), check.verdict(corrected.get(id(check), 1.0)))
+                else (check, corrected.get(id(check), 1.0),
+                      check.verdict(corrected.get(id(check), 1.0)))
                 for check in self.checks]
 
     @property
@@ -122,7 +125,8 @@ class Finding(NamedTuple):
                 "too few settings are clear" if isinstance(check, Count) else check.reason(p)
                 for check, p, verdict in self.decided if verdict == UNDECIDED))
         refuting = [check.what for check, _, verdict in self.decided if verdict == FAILS]
-        return "; ".join(refuting) if len(refuting) < len(self.checks) and self.verdict == FAILS else ""
+        some = self.verdict == FAILS and len(refuting) < len(self.checks)
+        return "; ".join(refuting) if some else ""
 
 
 def gap(rows: list[dict]) -> float:
@@ -131,8 +135,10 @@ def gap(rows: list[dict]) -> float:
 
 
 def rise(rows: list[dict]) -> float:
-    """How much the validation loss rises from the last quarter but one to the last. (From its minimum
-    it would rise by chance alone.)"""
+    """How much the validation loss rises from the last quarter but one to the last.
+
+    From its minimum it would rise by chance alone.
+    """
     return quarter(rows, "val_loss") - quarter(rows, "val_loss", 1)
 
 
@@ -148,9 +154,10 @@ class Claims:
         return self.views[f"{network}_ablation"].complete(label)
 
     def validation(self, what: str, a: Curve | None, b: Curve | None, bounds=POSITIVE) -> Check:
-        """a − b in validation accuracy over the last quarter; beside it the best epoch and the test."""
+        """a − b in validation accuracy over the last quarter; beside it other measures."""
         beside = {"best epoch": "val_acc", "last epoch": "last_val_acc", "test": "quarter_test_acc"}
-        return Check(f"validation accuracy, {what}", self.pool.estimate("quarter_val_acc", a, b), bounds,
+        return Check(f"validation accuracy, {what}", self.pool.estimate("quarter_val_acc", a, b),
+                     bounds,
                      beside={} if None in (a, b) else {
                          name: self.pool.estimate(key, a, b) for name, key in beside.items()})
 
@@ -168,7 +175,8 @@ class Claims:
             return Check("lowest validation loss, best other setting − claimed", None)
         missing = len(view.settings) - len(rivals) - 1
         obstacle = (f"{missing} of {len(view.settings)} settings missing" if missing else
-                    f"{view.epochs} of {view.study.epochs} epochs" * (view.epochs < view.study.epochs))
+                    f"{view.epochs} of {view.study.epochs} epochs"
+                    * (view.epochs < view.study.epochs))
         return Check(f"lowest validation loss, {rivals[0].label} − {label}",
                      self.pool.estimate("val_loss", rivals[0], claimed), obstacle=obstacle,
                      family=len(rivals),
@@ -207,7 +215,8 @@ def findings(views: dict[str, View]) -> list[Finding]:
     kinds = {kind: {p: views["dimention"].complete(f"128_0.001_{p}_{kind}") for p in DROP_RATES[1:]}
              for kind in ("1d", "2d")}
     sizes = {b: views["batchsize"].complete(f"{b}_0.001_0.0") for b in (512, 1024, 2048, 4096)}
-    peak = max((b for b in (1024, 2048) if sizes[b]), key=lambda b: sizes[b].mean("quarter_val_acc"),
+    peak = max((b for b in (1024, 2048) if sizes[b]),
+               key=lambda b: sizes[b].mean("quarter_val_acc"),
                default=1024)
     steps = list(zip(DROP_RATES, DROP_RATES[1:], strict=False))
     same_data = views["MLP_ablation"].fingerprint == views["CNN_ablation"].fingerprint
@@ -221,7 +230,8 @@ def findings(views: dict[str, View]) -> list[Finding]:
                      claims.pool.estimate(rise, worst), family=max(1, len(curves)))
 
     claimed = [
-        *((f"The best {n} of the grid is {BASES[n.lower()]}", [claims.best_of_grid(n)]) for n in networks),
+        *((f"The best {n} of the grid is {BASES[n.lower()]}", [claims.best_of_grid(n)])
+          for n in networks),
         ("The CNN beats the MLP on test accuracy", [
             Check("test accuracy at the best epoch, CNN − MLP",
                   claims.pool.estimate("test_acc", full["CNN"], full["MLP"]),
@@ -238,9 +248,11 @@ def findings(views: dict[str, View]) -> list[Finding]:
         ("Dropout is needed for both networks", [
             validation(f"{n}, with − without", full[n], undropped[n]) for n in networks]),
         ("Batch normalization improves validation accuracy or leaves it", [
-            validation(f"{n}, with − without", full[n], unnormed[n], AT_LEAST_SAME) for n in networks]),
+            validation(f"{n}, with − without", full[n], unnormed[n], AT_LEAST_SAME)
+            for n in networks]),
         ("Without batch normalization training accuracy is clearly better", [
-            training(f"{n}, without − with{text}", ablation(n, True, dropped), ablation(n, False, dropped))
+            training(f"{n}, without − with{text}", ablation(n, True, dropped),
+                     ablation(n, False, dropped))
             for n in networks for dropped, text in ((False, ""), (True, " (no dropout)"))]),
         ("Batch normalization markedly reduces overfitting", [
             Check(f"{n}, validation − training loss, without − with",
@@ -249,7 +261,8 @@ def findings(views: dict[str, View]) -> list[Finding]:
             validation(f"drop rate {p}, 2d − 1d", kinds["2d"][p], kinds["1d"][p])
             for p in DROP_RATES[1:]]),
         ("Training accuracy falls as the drop rate rises", [
-            training(f"{n}, {p} − {q}", drops[n][p], drops[n][q]) for n in networks for p, q in steps]),
+            training(f"{n}, {p} − {q}", drops[n][p], drops[n][q]) for n in networks for p,
+            q in steps]),
         ("Validation accuracy peaks at drop rate 0.2", [
             validation(f"{n}, 0.2 − {p}", drops[n][0.2], drops[n][p])
             for n in networks for p in DROP_RATES if p != 0.2]),

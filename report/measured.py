@@ -19,7 +19,8 @@ def of_topic(source: Source, topic: str, describe) -> str:
     for network in NETWORKS:
         measured, name = source.theory.get(network, {}).get(topic), network.upper()
         parts += [figure(f"{name}_{topic}", f"{name}: {topic}"),
-                  f"{name}, networks: {', '.join(f'`{run}`' for run in measured['runs'])} ({measured['data']}).\n\n"
+                  f"{name}, networks: {', '.join(f'`{run}`' for run in measured['runs'])} "
+                  f"({measured['data']}).\n\n"
                   f"{describe(measured)}" if measured else
                   f"{name}: {NOT_YET} `python theory.py {topic} --network {network}` measures it."]
     return "\n\n".join(parts)
@@ -29,28 +30,40 @@ def bagging(topic: dict) -> str:
     measured, predicted, masked = topic["measured"], topic["predicted"], topic["masked"]
     off = max(abs(m / p - 1) for m, p in zip(measured, predicted, strict=True))
     table = markdown(["averaged", "predicted", "measured", "test accuracy"], [
-        *([f"{k} network{'s' * (k > 1)}", f"{p:.5f}", f"{m:.5f}", f"{accuracy:.4f}"] for k, (p, m, accuracy)
+        *([f"{k} network{'s' * (k > 1)}", f"{p:.5f}", f"{m:.5f}", f"{accuracy:.4f}"] for k,
+          (p, m, accuracy)
           in enumerate(zip(predicted, measured, topic["accuracy"], strict=True), 1)),
         *([f"{n} mask{'s' * (n > 1)} of one network", "", f"{m:.5f}", f"{accuracy:.4f}"]
-          for n, m, accuracy in zip(topic["masks"], masked, topic["masked_accuracy"], strict=True))])
-    correlation = f", c = {topic['covariance']:.5f}, correlation c/v = {topic['covariance'] / topic['variance']:.3f}"
-    fall = f"{predicted[0] - predicted[-1]:.5f} predicted, {measured[0] - measured[-1]:.5f} measured"
-    return (f"{table}\n\nv = {topic['variance']:.5f}{correlation if len(measured) > 1 else ''}. Prediction and "
-            f"measurement differ by at most {100 * off:.2f} %; from one network to {len(measured)} the error falls by "
+          for n, m, accuracy in zip(topic["masks"], masked, topic["masked_accuracy"],
+                                    strict=True))])
+    v, c = topic["variance"], topic["covariance"]
+    correlation = f", c = {c:.5f}, correlation c/v = {c / v:.3f}"
+    fall = (f"{predicted[0] - predicted[-1]:.5f} predicted, "
+            f"{measured[0] - measured[-1]:.5f} measured")
+    return (f"{table}\n\nv = {topic['variance']:.5f}{correlation if len(measured) > 1 else ''}. "
+            f"Prediction and "
+            f"measurement differ by at most {100 * off:.2f} %; from one network to {len(measured)} "
+            f"the error falls by "
             f"{fall}. Against the single pass in evaluation mode (1 network) "
-            f"the error of one mask differs by {100 * (masked[0] / measured[0] - 1):+.2f} %, that of "
+            f"the error of one mask differs by {100 * (masked[0] / measured[0] - 1):+.2f} %, that "
+            f"of "
             f"{topic['masks'][-1]} masks by {100 * (masked[-1] / measured[0] - 1):+.2f} %.")
 
 
 def batch_statistics(topic: dict) -> str:
     sizes = topic["batch_sizes"]
     powers = [np.polyfit(np.log(sizes), np.log(topic[key]), 1)[0] for key in ("mean", "variance")]
-    table = markdown(["batch size", "mean off by, standard deviations", "theory", "variance off by, relative", "theory",
+    table = markdown(["batch size", "mean off by, standard deviations", "theory",
+                      "variance off by, relative", "theory",
                       "test accuracy with batch statistics"],
-                     [[n, f"{mean:.4f}", f"{topic['mean_theory'] / n ** 0.5:.4f}", f"{variance:.4f}",
-                       f"{topic['variance_theory'] / n ** 0.5:.4f}", f"{accuracy:.4f}"] for n, mean, variance, accuracy
-                      in zip(sizes, topic["mean"], topic["variance"], topic["batch_accuracy"], strict=True)])
-    return (f"{table}\n\nThe mean's distance falls as n to the power of {powers[0]:.2f}, the variance's as n to the "
+                     [[n, f"{mean:.4f}", f"{topic['mean_theory'] / n ** 0.5:.4f}",
+                       f"{variance:.4f}",
+                       f"{topic['variance_theory'] / n ** 0.5:.4f}", f"{accuracy:.4f}"] for n,
+                      mean, variance, accuracy
+                      in zip(sizes, topic["mean"], topic["variance"], topic["batch_accuracy"],
+                             strict=True)])
+    return (f"{table}\n\nThe mean's distance falls as n to the power of {powers[0]:.2f}, the "
+            f"variance's as n to the "
             f"power of {powers[1]:.2f}; theory says −0.5. Test accuracy with running statistics: "
             f"{topic['running_accuracy']:.4f}.")
 
@@ -61,7 +74,8 @@ def shifts(source: Source) -> str:
     for network in NETWORKS:
         if topic := source.theory.get(network, {}).get("shifts"):
             accuracy = 100 * np.mean(topic["accuracy"], 0)
-            rows.append([network.upper(), f"{topic['parameters']:,}", f"{topic['multiplications']:,}",
+            rows.append([network.upper(), f"{topic['parameters']:,}",
+                         f"{topic['multiplications']:,}",
                          len(topic["runs"]), *(f"{accuracy[n]:.1f}" for n in (0, 1, 2, 4, 8))])
     picture = figure("shifts", "Test accuracy when the images move")
     if not rows:
@@ -75,8 +89,10 @@ def learning_rates(view: View) -> str:
     picture, name = figure(view.study.name, view.study.title), view.study.network.upper()
     if not view.curves:
         return f"{picture}\n\n{name}: {NOT_YET} `{view.study.command}` makes the runs."
-    return (f"{picture}\n\n{name}, {view.epochs} epochs, {view.seeds_text} ({view.data}). It learns where its "
-            f"validation accuracy is more than {LEARNS} times that of guessing, {view.guessing['val_acc']:.3g}. "
+    return (f"{picture}\n\n{name}, {view.epochs} epochs, {view.seeds_text} ({view.data}). It "
+            f"learns where its "
+            f"validation accuracy is more than {LEARNS} times that of guessing, "
+            f"{view.guessing['val_acc']:.3g}. "
             f"{what_rates_show(view, False)} {what_rates_show(view, True)}")
 
 
@@ -95,18 +111,23 @@ def what_rates_show(view: View, without: bool) -> str:
         return ", ".join(map(str, rates)) or "none"
 
     text = f"{arm} it learns at {listed(learned)}"
-    text += f", best at {best} (validation accuracy {value(points[best], 'val_acc')})" if learned else ""
+    if learned:
+        text += f", best at {best} (validation accuracy {value(points[best], 'val_acc')})"
     others = (("not at", [lr for lr in reached if lr not in learned]), ("diverges at", failed),
               ("was not run at", [lr for lr in SWEEP if lr not in reached and lr not in failed]))
     return "; ".join([text, *(f"{what} {listed(rates)}" for what, rates in others if rates)]) + "."
 
 
 def confusion(topic: dict | None) -> str:
-    pictures = f"{figure('CNN_confusion', 'Confusion matrix')}\n\n{figure('CNN_filters', 'First-layer filters')}\n\n"
+    pictures = (f"{figure('CNN_confusion', 'Confusion matrix')}\n\n"
+                f"{figure('CNN_filters', 'First-layer filters')}\n\n")
     if not topic:
-        return pictures + f"{NOT_YET} `python theory.py confusion filters --network cnn` makes them."
+        return f"{pictures}{NOT_YET} `python theory.py confusion filters --network cnn` makes them."
     classes, counts = topic["classes"], np.array(topic["confusion"])
-    wrong = [(counts[i, j], classes[i], classes[j]) for i, j in np.ndindex(counts.shape) if i != j and counts[i, j]]
-    frequent = ", ".join(f"{one} for {other} ({n})" for n, one, other in sorted(wrong, key=lambda w: -w[0])[:3])
-    return (f"{pictures}`{topic['runs'][0]}` ({topic['data']}) gets {counts.trace() / counts.sum():.4f} of the test "
+    wrong = [(counts[i, j], classes[i], classes[j]) for i, j in np.ndindex(counts.shape) if i != j
+             and counts[i, j]]
+    frequent = ", ".join(f"{one} for {other} ({n})" for n, one,
+                         other in sorted(wrong, key=lambda w: -w[0])[:3])
+    return (f"{pictures}`{topic['runs'][0]}` ({topic['data']}) gets "
+            f"{counts.trace() / counts.sum():.4f} of the test "
             f"images right. Most often it takes {frequent}.")

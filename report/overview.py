@@ -1,4 +1,4 @@
-"""Figures over several studies: all claims, the grids' variance, both networks, types of dropout."""
+"""Figures over several studies: claims, the grids' variance, both networks, types of dropout."""
 
 import math
 
@@ -54,12 +54,14 @@ def claims(figure: Figure, found: list[Finding]) -> None:
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], fontsize=8.5)
     axes.minorticks_off()
     axes.set_yticks([-y for y in range(len(rows))],
-                    [f"{check.what[:62]}  [{finding.number}]" for finding, check, _ in rows], fontsize=8)
+                    [f"{check.what[:62]}  [{finding.number}]" for finding, check, _ in rows],
+                    fontsize=8)
     axes.grid(axis="y", visible=False)
     axes.set(ylim=(-len(rows) + 0.4, 0.6), xlabel="difference, in accuracy or loss")
     figure.text(0.03, 1 - 0.27 / height, "The claims: differences and their 95 % intervals",
                 weight="bold", fontsize=12)
-    notes(figure, "right of 0 (or between the ticks) the claim is right; blue circle: holds, orange "
+    notes(figure, "right of 0 (or between the ticks) the claim is right; blue circle: holds, "
+                  "orange "
                   "square: does not hold, white: undecided; [number of the claim]")
 
 
@@ -77,14 +79,16 @@ def variance(figure: Figure, views: dict[str, View]) -> None:
         for i, (part, colour, text) in enumerate(zip(parts, (BLUE, SKY), (
                 "all drop rates", "drop rates up to 0.4"), strict=True)):
             places = np.arange(len(names)) + 0.2 - 0.4 * i
-            axes.barh(places, [100 * part.get(each, 0) for each in names], 0.38, color=colour, label=text)
+            axes.barh(places, [100 * part.get(each, 0) for each in names], 0.38, color=colour,
+                      label=text)
             for place, each in zip(places, names, strict=True):
                 share = 100 * part.get(each, 0)
                 axes.text(share + 1, place, f"{share:.1f}", va="center", fontsize=8.5)
         short = [each.replace(" × ", " ×\n", 1) if left > 0.5 or each.count("×") > 1 else each
                  for each in names]
         axes.set_yticks(range(len(names)), [each.replace("learning rate", "lr").replace(
-            "batch size", "batch").replace("drop rate", "drop").replace("\n", " ") for each in short])
+            "batch size", "batch").replace("drop rate", "drop").replace("\n", " ")
+                                            for each in short])
         axes.set(title=f"{name} grid", xlabel="share of the variance (%)", xlim=(0, 112))
         axes.grid(axis="y", visible=False)
         axes.legend(loc="lower right", fontsize=9)
@@ -113,14 +117,16 @@ def networks(figure: Figure, views: dict[str, View]) -> None:
         view = views[f"{name}_ablation"]
         if curve := view.curves.get(f"{BASES[name.lower()]}_False_False"):
             used.append(view)
-            for key, dash, text in (("val_acc", "-", "validation"), ("train_acc", DASHES[0.4], "training")):
+            for key, dash, text in (("val_acc", "-", "validation"),
+                                    ("train_acc", DASHES[0.4], "training")):
                 mean = 100 * curve.values(key).mean(0)
                 axes.plot(np.arange(1, len(mean) + 1), mean, color=colour, ls=dash, lw=1.8)
                 names.append(f"{name}, {text}")
     if not names:
         nothing(figure, "The CNN beside the MLP", "./run_grid.sh ablation")
         return
-    axes.set(xlabel="epoch", ylabel="accuracy (%)", title="The CNN beside the MLP, at their defaults")
+    axes.set(xlabel="epoch", ylabel="accuracy (%)", title="The CNN beside the MLP, at their "
+                                                          "defaults")
     longest = max(line.get_xdata()[-1] for line in axes.lines)
     axes.set_xlim(1, max(2, longest))
     label_ends(axes, names)
@@ -135,17 +141,19 @@ def dropout_types(figure: Figure, view: View) -> None:
         return
     for axes, key, split in zip(pair(figure), ("quarter_val_acc", "quarter_train_acc"),
                                 ("validation", "training"), strict=True):
-        for kind, colour, dash, marker, text in (("1d", ORANGE, "--", "s", "1d: single activations"),
+        for kind, colour, dash, marker, text in (("1d", ORANGE, "--", "s",
+                                                  "1d: single activations"),
                                                  ("2d", BLUE, "-", "o", "2d: whole maps")):
             found = {float(label.split("_")[2]): curve for label in view.curves
                      if label.endswith(kind) and (curve := view.complete(label))}
             if found:
-                line(axes, sorted(found), [found[p] for p in sorted(found)], key, color=colour, ls=dash,
+                line(axes, sorted(found), [found[p] for p in sorted(found)], key, color=colour,
+                     ls=dash,
                      marker=marker, label=text)
         axes.set(title=split, xlabel="drop rate", ylabel=f"{split} accuracy (%)")
         if axes.containers:
             legend_below(axes)
-    notes(figure, *footer(view, "mean over the last quarter of the epochs; bars: ± 1 sd over seeds"))
+    notes(figure, *footer(view, "mean over the last quarter of the epochs; bars: ± 1 sd"))
 
 
 def far(figure: Figure, source: Source) -> None:

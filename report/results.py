@@ -112,7 +112,8 @@ def read_object(path: Path) -> dict:
 
 def remedy(path: Path) -> str:
     published = RESULTS in path.parents
-    return "git checkout results brings the published one back" if published else "mend or remove it"
+    return ("git checkout results brings the published one back" if published
+            else "mend or remove it")
 
 
 def read_results(folder: Path = RESULTS) -> list[Run]:

@@ -1,8 +1,8 @@
 """Intervals and decisions: Welch's t, a pooled deviation where seeds are few, Holm's correction.
 
-Seeds are not paired: correlations over them are small and of both signs. An interval covers the seed,
-that is initial weights, order of the images and masks. It does not cover the choice of the 10,000
-validation images, which all runs share.
+Seeds are not paired: correlations over them are small and of both signs. An interval covers the
+seed, that is initial weights, order of the images and masks. It does not cover the choice of the
+10,000 validation images, which all runs share.
 """
 
 import math
@@ -80,7 +80,8 @@ class Pool:
     """Standard deviations over the seeds, pooled over the settings of a network and length."""
 
     def __init__(self, views: dict[str, View]):
-        self.curves = {(curve.network, curve.epochs, *(run.name for run in curve.runs.values())): curve
+        self.curves = {(curve.network, curve.epochs,
+                        *(run.name for run in curve.runs.values())): curve
                        for view in views.values() for curve in view.curves.values()
                        if len(curve.runs) > 1}
         self.known: dict[tuple, tuple[float, int]] = {}
@@ -113,7 +114,8 @@ class Pool:
             freedom = sum(squares) ** 2 / sum(
                 square ** 2 / n for square, (_, n) in zip(squares, parts, strict=True) if n)
         sign = (1, -1)
-        mean = sum(factor * curve.mean(measure) for factor, curve in zip(sign, curves, strict=False))
+        mean = sum(factor * curve.mean(measure) for factor,
+                   curve in zip(sign, curves, strict=False))
         return Estimate(mean, math.sqrt(sum(squares)), freedom,
                         tuple(len(curve.runs) for curve in curves),
                         " and ".join(dict.fromkeys(str(curve.epochs) for curve in curves)), few)

@@ -54,9 +54,9 @@ def kind(run: Run) -> tuple[str, str]:
 class Source:
     """All runs of one place, and of each network those that can be compared.
 
-    Runs on other data, or with another precision, augmentation and so on, are other experiments. Of
-    each network the commonest kind is `chosen`, {experiment: {seed: run}}; `notes` says what is left
-    out. Runs that tell their code take the place of those that do not.
+    Runs on other data, with another precision, augmentation and so on, are other experiments. Of
+    each network the commonest kind is `chosen`, {experiment: {seed: run}}; `notes` tells of others.
+    Runs that tell their code take the place of those that do not.
     """
 
     def __init__(self, records: list[Run], theory: dict | None = None):
@@ -75,7 +75,8 @@ class Source:
             common = max(kinds, key=lambda each: (kinds[each], each[0] == "", each))
             self.choose(network, [run for run in runs if kind(run) == common])
             self.fingerprint[network] = common[1]
-            self.notes += [f"{network}: {count} {variant or 'default'} runs on other data or with other "
+            self.notes += [f"{network}: {count} {variant or 'default'} runs on other data or with "
+                           f"other "
                            "options are not in the studies"
                            for (variant, data), count in kinds.items() if (variant, data) != common]
 
@@ -128,8 +129,10 @@ def _studies() -> dict[str, Study]:
         name, base, epochs = network.upper(), BASES[network], EPOCHS[network]
         studies += [
             Study(name, network, f"./run_grid.sh {network}", f"{name} grid", epochs,
-                  {label: _plain(label) + end for label in labels}, splits=("train", "val", "test")),
-            Study(f"{name}_ablation", network, "./run_grid.sh ablation", f"{name}, ablation", epochs,
+                  {label: _plain(label) + end for label in labels},
+                  splits=("train", "val", "test")),
+            Study(f"{name}_ablation", network, "./run_grid.sh ablation", f"{name}, ablation",
+                  epochs,
                   {f"{base}_{flag}": f"{base}_{flag}{end}" for flag in flags}),
             Study(f"{name}_learning_rates", network, f"python theory.py rates --network {network}",
                   f"{name}: learning rate", 5,
@@ -137,9 +140,11 @@ def _studies() -> dict[str, Study]:
                    for norm in (False, True) for lr in SWEEP}, splits=())]
     rates = [f"128_0.001_{p}" for p in DROP_RATES]
     studies += [
-        Study("dimention", "cnn", "./run_grid.sh dropout_type", "CNN, dropping values (1d) or maps (2d)",
+        Study("dimention", "cnn", "./run_grid.sh dropout_type",
+              "CNN, dropping values (1d) or maps (2d)",
               EPOCHS["cnn"],
-              {f"{rate}_{type}": f"{_plain(rate)}_{type}" for type in ("1d", "2d") for rate in rates},
+              {f"{rate}_{type}": f"{_plain(rate)}_{type}" for type in ("1d", "2d")
+               for rate in rates},
               r"(128_0.001_[\d.]+)_False_False(_[12]d)"),
         Study("dropout", "cnn", "./run_grid.sh drop_rate", "CNN, drop rate", EPOCHS["cnn"],
               {rate: _plain(rate) + "_2d" for rate in rates},
@@ -157,21 +162,26 @@ def _arguments() -> dict[str, Study]:
         Study("capacity", "mlp", "./run_grid.sh capacity", "MLP, hidden size", 20,
               {f"{size}_{p}": f"{_plain(f'1024_0.001_{p}')}_hidden{size}"
                for size in HIDDEN_SIZES for p in DROP_RATES}),
-        Study("weight_decay", "mlp", "./run_grid.sh weight_decay", "MLP, dropout or weight decay", 100,
+        Study("weight_decay", "mlp", "./run_grid.sh weight_decay", "MLP, dropout or weight decay",
+              100,
               {f"drop_{p}": _plain(f"1024_0.001_{p}") for p in RATES_AGAINST_DECAY}
               | {f"decay_{decay}": f"1024_0.001_0.0_False_False_decay{decay}" for decay in DECAYS}),
         Study("data_size", "mlp", "./run_grid.sh data_size", "MLP, number of training images", 40,
-              {f"{n}_{p}": _plain(f"128_0.001_{p}") + (f"_images{n}" if n < TRAIN_IMAGES[-1] else "")
+              {f"{n}_{p}": _plain(f"128_0.001_{p}") + (f"_images{n}" if n < TRAIN_IMAGES[-1]
+                                                       else "")
                for n in TRAIN_IMAGES for p in DROP_RATES[:4]}),
-        Study("batch_norm", "mlp", "./run_grid.sh batch_norm", "MLP, batch normalization by batch size",
-              20, {f"{b}_{arm}": f"{b}_0.001_0.2_{without}_False" + "_detached" * (arm == "detached")
+        Study("batch_norm", "mlp", "./run_grid.sh batch_norm",
+              "MLP, batch normalization by batch size",
+              20, {f"{b}_{arm}": f"{b}_0.001_0.2_{without}_False" + "_detached"
+                   * (arm == "detached")
                    for arm, without in NORMS.items() for b in SMALL_BATCHES})]
     for network in NETWORKS:
         base = _plain(BASES[network]) + "_2d" * (network == "cnn")
         studies.append(Study(
             f"{network.upper()}_shuffled_patches", network, "./run_grid.sh shuffled_patches",
             f"{network.upper()}, shuffled patches", 10,
-            {str(size): base + (f"_patches{size}" if size < PATCHES[0] else "") for size in PATCHES}))
+            {str(size): base + (f"_patches{size}" if size < PATCHES[0] else "")
+             for size in PATCHES}))
     return {study.name: dataclasses.replace(study, splits=()) for study in studies}
 
 
@@ -195,7 +205,7 @@ def summary(rows: list[dict]) -> dict[str, float]:
 
 
 def quarter(rows: list[dict], key: str, back: int = 0) -> float:
-    """The mean of a metric over the last quarter of the epochs, or over one `back` quarters before."""
+    """The mean of a metric over the last quarter of the epochs, or `back` quarters before."""
     n = max(1, len(rows) // 4)
     part = rows[max(0, len(rows) - (back + 1) * n):len(rows) - back * n]
     return float(np.mean([row[key] for row in part or rows[:1]]))
@@ -220,7 +230,8 @@ class Curve:
 
     def values(self, key: str) -> np.ndarray:
         """A metric, seeds x epochs."""
-        return np.array([[row[key] for row in run.rows[:self.epochs]] for run in self.runs.values()])
+        return np.array([[row[key] for row in run.rows[:self.epochs]]
+                         for run in self.runs.values()])
 
     def by_seed(self, measure: Callable[[list[dict]], float] | str) -> dict[int, float]:
         """A number per seed: `measure` of the rows, or what `summary` calls so."""
@@ -240,8 +251,8 @@ class View:
     """A study as far as its runs have come.
 
     `epochs` is the commonest requested length (ties: the shorter); longer runs are cut, so that all
-    are compared after equally many. `curves` come best first: lowest validation loss over the epochs,
-    mean over seeds. `missing` names what is not there, not finished or failed.
+    are compared after equally many. `curves` come best first: lowest validation loss over the
+    epochs, mean over seeds. `missing` names what is not there, not finished or failed.
     """
 
     def __init__(self, study: Study, source: Source):
@@ -302,8 +313,8 @@ class View:
         known = {name: n for name, n in self.versions.most_common() if name}
         parts = [f"{n} runs of code {name}" for name, n in known.items()]
         parts += [f"{self.versions['']} runs whose code was not recorded"] * ("" in self.versions)
-        processors = len(self.devices)
-        return f"{', '.join(parts)}; {processors} processor{'s' * (processors > 1)}" if parts else ""
+        processors = f"{len(self.devices)} processor{'s' * (len(self.devices) > 1)}"
+        return f"{', '.join(parts)}; {processors}" if parts else ""
 
     @property
     def is_of_one(self) -> bool:
@@ -323,7 +334,7 @@ class View:
 
     @property
     def guessing(self) -> dict[str, float]:
-        """Validation accuracy and loss of a network that knows nothing but the number of classes."""
+        """Validation accuracy and loss of a network that knows the number of classes alone."""
         return {"val_acc": 1 / self.classes, "val_loss": math.log(self.classes)}
 
     @property

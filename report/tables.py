@@ -36,7 +36,8 @@ def markdown(header: list[str], rows: list[list]) -> str:
 def curve_table(curves: list[Curve], keys=tuple(COLUMNS)) -> str:
     return markdown(["setting", "seeds", "epochs", *(COLUMNS[key] for key in keys)],
                     [[f"`{curve.label}`", len(curve.runs), curve.epochs,
-                      *(value(curve, key) for key in keys)] for curve in curves]) if curves else NOT_YET
+                      *(value(curve, key) for key in keys)]
+                     for curve in curves]) if curves else NOT_YET
 
 
 def finding_rows(finding: Finding) -> list[list]:
@@ -45,14 +46,16 @@ def finding_rows(finding: Finding) -> list[list]:
     for check, p, verdict in finding.decided:
         beside = check.beside if isinstance(check, Check) else {}
         estimate = check.estimate
-        shown = str(estimate) if estimate else "not run yet" if isinstance(check, Check) else str(check)
+        counted = not isinstance(check, Check)
+        shown = str(check) if counted else str(estimate or "not run yet")
         rows.append([check.what, shown, *(beside.get(key, "–") for key in ("best epoch", "test")),
                      estimate.n if estimate else "–", estimate.epochs if estimate else "–",
                      "–" if math.isnan(p) else f"{p:.3f}" if p >= 0.001 else "< 0.001", verdict])
     return rows
 
 
-HEADER = ["number", "difference [95 %]", "by the best epoch", "on the test images", "seeds", "epochs",
+HEADER = ["number", "difference [95 %]", "by the best epoch", "on the test images", "seeds",
+          "epochs",
           "p (Holm)", "of this"]
 
 
@@ -72,7 +75,8 @@ def write_tables(views: dict[str, View], found: list[Finding], folder: Path) -> 
     for name, curves in tables.items():
         header = ["network", "setting", "seeds", "epochs", "code",
                   *(f"{key}{end}" for key in COLUMNS for end in ("", "_sd"))]
-        rows = [[curve.network, curve.label, len(curve.runs), curve.epochs, " ".join(curve.versions),
+        rows = [[curve.network, curve.label, len(curve.runs), curve.epochs,
+                 " ".join(curve.versions),
                  *(f"{number:.6g}" for key in COLUMNS
                    for number in (curve.mean(key), curve.deviation(key)))] for curve in curves]
         paths += _write_table(folder / name, curve_table(curves), [header, *rows])

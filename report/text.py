@@ -34,7 +34,8 @@ from store.settings import NETWORKS
 PUBLISHED = {"mlp": (0.524, 1.367), "cnn": (0.7397, 0.7902)}  # test accuracy and loss
 CLAIMS = {"MLP": (1, 4), "CNN": (2,), "MLP_ablation": (7,), "CNN_ablation": (3, 5, 6, 8, 9, 10, 11),
           "dimention": (12,), "dropout": (13, 14), "batchsize": (15,)}
-CODE = ("BatchNorm.forward", "BatchNorm.uses_batch_statistics", "BatchNorm.track", "Dropout.forward")
+CODE = ("BatchNorm.forward", "BatchNorm.uses_batch_statistics", "BatchNorm.track",
+        "Dropout.forward")
 AIM = 0.8  # test accuracy
 
 
@@ -92,18 +93,20 @@ def summarize(views: dict[str, View], found: list[Finding], claims: Claims) -> s
     sentences = [
         f"At their defaults and best epochs, test accuracy: {reached}; the CNN leads by "
         f"{change('test_acc', full['CNN'], full['MLP'])} points.",
-        f"Dropout gives the CNN {change(quarter, *arms('CNN', False, True))} points of validation accuracy "
-        f"over the last quarter of the epochs, but {change(best, *arms('CNN', False, True))} at the best "
-        f"epoch, as early stopping prevents the same overfitting; it gives the MLP "
+        f"Dropout gives the CNN {change(quarter, *arms('CNN', False, True))} points of validation "
+        "accuracy over the last quarter of the epochs, but "
+        f"{change(best, *arms('CNN', False, True))} at the best epoch, as early stopping prevents "
+        "the same overfitting; it gives the MLP "
         f"{change(quarter, *arms('MLP', False, True))}.",
-        f"Batch normalization gives the CNN {change(quarter, *arms('CNN', True, False))} points and the MLP "
-        f"{change(quarter, *arms('MLP', True, False))}; **against the older report it raises training "
-        f"accuracy** (CNN {change(training, *arms('CNN', True, False))}, MLP "
-        f"{change(training, *arms('MLP', True, False))}) **and with it the gap between the losses**.",
-        f"Dropping single activations is better than dropping whole maps: at drop rate 0.4 by "
+        f"Batch normalization gives the CNN {change(quarter, *arms('CNN', True, False))} points "
+        f"and the MLP {change(quarter, *arms('MLP', True, False))}; **against the older report it "
+        f"raises training accuracy** (CNN {change(training, *arms('CNN', True, False))}, MLP "
+        f"{change(training, *arms('MLP', True, False))}) **and with it the gap between the "
+        "losses**.",
+        "Dropping single activations is better than dropping whole maps: at drop rate 0.4 by "
         f"{change(quarter, kinds['1d'], kinds['2d'])} points.",
-        f"Of the older report's {len(found)} claims {verdicts[HOLDS]} hold, {verdicts[FAILS]} do not "
-        f"and {verdicts[UNDECIDED]} are undecided; {reproduced(views)}."]
+        f"Of the older report's {len(found)} claims {verdicts[HOLDS]} hold, {verdicts[FAILS]} do "
+        f"not and {verdicts[UNDECIDED]} are undecided; {reproduced(views)}."]
     return "\n".join(f"{i}. {text}" for i, text in enumerate(sentences, 1)) + (
         f"\n\nDifferences in percentage points, with 95 % intervals.\n\n{best_table(views)}")
 
@@ -123,7 +126,8 @@ def best_table(views: dict[str, View]) -> str:
             rows.append([what, f"`{curve.label}`", f"{curve.epochs} of {EPOCHS[network]}",
                          len(curve.runs), view.data, *(value(curve, key) for key in keys)]
                         if curve else [what, NOT_YET, *["–"] * 6])
-    return markdown(["", "setting", "epochs", "seeds", "data", *(COLUMNS[key] for key in keys)], rows)
+    return markdown(["", "setting", "epochs", "seeds", "data", *(COLUMNS[key] for key in keys)],
+                    rows)
 
 
 def what_ran(views: dict[str, View], source: Source) -> str:
@@ -131,12 +135,13 @@ def what_ran(views: dict[str, View], source: Source) -> str:
              view.epochs or "–", view.seeds_text if view.curves else "–", view.origin or "–",
              f"`{view.command}`"] for view in views.values()]
     mixed = [view.study.title for view in views.values() if view.curves and not view.is_of_one]
-    lines = [markdown(["study", "settings finished", "epochs", "runs of each", "made by", "command"],
+    lines = [markdown(["study", "settings finished", "epochs", "runs of each", "made by",
+                       "command"],
                       rows), ""]
     if mixed:
-        lines += [f"{len(mixed)} of the {len(views)} studies are not of one known version of the code and "
-                  f"one processor: {'; '.join(mixed)}. Their commands, with `--runs_dir NEW_FOLDER`, make "
-                  "them so.", ""]
+        lines += [f"{len(mixed)} of the {len(views)} studies are not of one known version of the "
+                  f"code and one processor: {'; '.join(mixed)}. Their commands, with "
+                  "`--runs_dir NEW_FOLDER`, make them so.", ""]
     for network in NETWORKS:
         trained: Counter = Counter()
         for run in source.of(network):
@@ -166,12 +171,14 @@ def spread(claims: Claims) -> str:
 def study(view: View, found: list[Finding], claims: Claims) -> str:
     """A study's figures, what they show, and what that makes of the older report's claims."""
     name, curves = view.study.name, list(view.curves.values())
-    pictures = {split: [figure(f"{name}_{split}_{quantity}", f"{view.study.title}: {SPLITS[split]} {long}")
+    pictures = {split: [figure(f"{name}_{split}_{quantity}",
+                               f"{view.study.title}: {SPLITS[split]} {long}")
                         for quantity, long in (("acc", "accuracy"), ("loss", "loss"))]
                 for split in view.study.splits}
     parts = pictures.pop("val")
     folded = [picture for both in pictures.values() for picture in both]
-    parts.append(f"<details><summary>{' and '.join(SPLITS[split] for split in pictures).capitalize()}: "
+    others = " and ".join(SPLITS[split] for split in pictures).capitalize()
+    parts.append(f"<details><summary>{others}: "
                  "accuracy and loss</summary>\n\n" + "\n\n".join(folded) + "\n\n</details>")
     if view.study.is_grid:
         parts.append(figure(f"{name}_heatmap", f"{view.study.title}: every setting"))
@@ -192,7 +199,8 @@ def study(view: View, found: list[Finding], claims: Claims) -> str:
     for finding in found:
         if finding.number in CLAIMS[name]:
             reason = f" ({finding.reason})" if finding.reason else ""
-            parts.append(f"Claim {finding.number}, '{finding.claim}': **{finding.verdict}**{reason}.\n\n"
+            parts.append(f"Claim {finding.number}, '{finding.claim}': "
+                         f"**{finding.verdict}**{reason}.\n\n"
                          + markdown(HEADER, finding_rows(finding)))
     return "\n\n".join(parts)
 
@@ -205,7 +213,8 @@ def luck(view: View, claims: Claims) -> str:
         return ""
     errors = [deviation / math.sqrt(len(curve.runs)) for curve in curves]
     shift = optimism([curve.mean("val_loss") for curve in curves], errors)
-    return (f"Being the best of {len(curves)}, the first row's loss looks about {shift:.4f} lower than "
+    return (f"Being the best of {len(curves)}, the first row's loss looks about {shift:.4f} lower "
+            f"than "
             "that setting's with other seeds (simulated with the pooled deviation). ")
 
 
@@ -216,7 +225,8 @@ def argument(name: str, views: dict[str, View], claims: Claims) -> str:
     if not any(view.curves for view in own):
         return f"{parts[0]}\n\n{NOT_YET} `{own[0].study.command}` makes the runs."
     for view in own:
-        missing = (f"; {len(view.missing)} of {len(view.settings)} settings are missing or unfinished: "
+        missing = (f"; {len(view.missing)} of {len(view.settings)} settings are missing or "
+                   f"unfinished: "
                    f"`{view.study.command}` makes them" if view.missing else "")
         made = f"; {view.origin}" if view.origin and not view.is_of_one else ""
         parts.append(f"{view.study.network.upper()}, {view.data}; {view.epochs} epochs, "
@@ -229,7 +239,8 @@ def highest(views: dict[str, View], network: str) -> tuple[float, float] | None:
     names = [name for name in CLAIMS if views[name].study.network == network]
     rows = [row for name in names for curve in views[name].curves.values()
             for run in curve.runs.values() for row in run.rows[:max(EPOCHS[network], curve.epochs)]]
-    return (max(row["test_acc"] for row in rows), min(row["test_loss"] for row in rows)) if rows else None
+    return (max(row["test_acc"] for row in rows),
+            min(row["test_loss"] for row in rows)) if rows else None
 
 
 def reproduced(views: dict[str, View]) -> str:
@@ -250,7 +261,8 @@ def against_published(views: dict[str, View]) -> str:
             rows.append([f"{name}, {what} over all runs and epochs", published[i],
                          f"{extremes[i]:.4f}" if extremes else NOT_YET,
                          f"{extremes[i] - published[i]:+.4f}" if extremes else "–"])
-            rows.append([f"{name} `{base}`, {COLUMNS[key].replace(' there', '')} at the best validation "
+            rows.append([f"{name} `{base}`, {COLUMNS[key].replace(' there', '')} at the best "
+                         f"validation "
                          "accuracy", published[i], value(curve, key) if curve else NOT_YET,
                          f"{curve.mean(key) - published[i]:+.4f}" if curve else "–"])
     return markdown(["", "older report", "here", "difference"], rows)
@@ -258,7 +270,8 @@ def against_published(views: dict[str, View]) -> str:
 
 def how_far(source: Source) -> str:
     picture = figure("far", "The CNN with crops, flips and one cycle")
-    runs = [(summary(run.rows), run) for run in source.of("cnn") if "augment" in run.variant and run.rows]
+    runs = [(summary(run.rows), run) for run in source.of("cnn") if "augment" in run.variant
+            and run.rows]
     if not runs:
         return f"{picture}\n\n{NOT_YET}"
     table = markdown(["run", "epochs", "data", *(COLUMNS[key] for key in SHOWN)],
@@ -270,6 +283,7 @@ def how_far(source: Source) -> str:
                      for key in ("learning_rate", "drop_rate", "num_epochs", "schedule"))
     return (f"{picture}\n\n{table}\n\nThe one with the best validation accuracy, "
             f"`python cnn/main.py --augment {flags}`, "
-            f"{'reaches' if best['test_acc'] >= AIM else 'does not reach'} the aim: its test accuracy is "
+            f"{'reaches' if best['test_acc'] >= AIM else 'does not reach'} the aim: its test "
+            f"accuracy is "
             f"{best['test_acc']:.4f}.")
 

@@ -67,14 +67,15 @@ def measure(network: str, topic: str, options) -> bool:
     load = load_cifar_4d if network == "cnn" else load_cifar_2d
     data = load(options.data_dir, options.synthetic)
     if any(run.fingerprint != data.fingerprint for run in runs):
-        raise UserError(f"runs in {options.runs_dir} learned from other data than {options.data_dir}; "
-                        "name theirs")
-    trained = [read_trained(RunFolder(options.runs_dir / network / run.name), network, BUILD[network])
+        raise UserError(f"runs in {options.runs_dir} learned from other data than "
+                        f"{options.data_dir}; name theirs")
+    build = BUILD[network]
+    trained = [read_trained(RunFolder(options.runs_dir / network / run.name), network, build)
                for run in runs]
     data = prepared(data, trained[0].settings, device)
     torch.manual_seed(0)
     with torch.inference_mode():
-        networks = [restore(one, BUILD[network], device) for one in trained]
+        networks = [restore(one, build, device) for one in trained]
         result = TOPICS[topic](networks, data)
     result = json.loads(json.dumps(result), parse_float=lambda text: round(float(text), 6))
     names = [run.name for run in runs]
@@ -103,7 +104,7 @@ def switch(network: nn.Module, kind: type, training: bool) -> None:
 
 
 def probabilities(network: nn.Module, split: Split) -> Tensor:
-    """Of each class for each image, in float64 on the CPU (not every device has that type): N x classes."""
+    """Of each class for each image, float64 on the CPU: not every device has that type."""
     return torch.cat([network(x).cpu().double().softmax(1) for x, _ in evaluation_batches(split)])
 
 
@@ -149,13 +150,17 @@ def bagging(networks: list[nn.Module], data: Data) -> dict:
 def statistics(networks: list[nn.Module], data: Data) -> dict:
     """How far batch statistics lie from the training set's, and the test accuracy with them."""
     sizes = [n for n in BATCH_SIZES if n <= len(data.test.labels)]
-    each = [[*distances(network, data.train, sizes), *accuracies(network, data, sizes)] for network in networks]
-    keys = ("mean", "variance", "mean_theory", "variance_theory", "batch_accuracy", "running_accuracy")
+    each = [[*distances(network, data.train, sizes), *accuracies(network, data, sizes)]
+            for network in networks]
+    keys = ("mean", "variance", "mean_theory", "variance_theory", "batch_accuracy",
+            "running_accuracy")
     return {"batch_sizes": sizes, **{key: torch.tensor(values).mean(0).tolist()
-                                     for key, values in zip(keys, zip(*each, strict=True), strict=True)}}
+                                     for key, values in zip(keys, zip(*each, strict=True),
+                                                            strict=True)}}
 
 
-def distances(network: nn.Module, split: Split, sizes: list[int]) -> tuple[list, list, float, float]:
+def distances(network: nn.Module, split: Split, sizes: list[int]) -> tuple[list, list, float,
+                                                                           float]:
     """How far a random batch's mean and variance lie from those of all images, for each size.
 
     Root mean square over channels and batches, the mean's in standard deviations, the variance's
@@ -175,7 +180,8 @@ def distances(network: nn.Module, split: Split, sizes: list[int]) -> tuple[list,
     mean, variance = moments_to_statistics(moments)
 
     def rms(values: list[Tensor] | Tensor) -> float:
-        return (torch.stack(values) if isinstance(values, list) else values).square().mean().sqrt().item()
+        return (torch.stack(values) if isinstance(values, list)
+                else values).square().mean().sqrt().item()
 
     off_mean, off_variance = [], []
     for n in sizes:
@@ -183,13 +189,14 @@ def distances(network: nn.Module, split: Split, sizes: list[int]) -> tuple[list,
                    for _ in range(DRAWN)]
         off_mean.append(rms([(batch_mean - mean) / variance.sqrt() for batch_mean, _ in batches]))
         off_variance.append(rms([batch_variance / variance - 1 for _, batch_variance in batches]))
-    around_mean = moments[1] - 2 * mean * moments[0] + mean.square()  # of an image: mean of (x - mean)^2
+    # the mean of (x - mean)^2 over an image
+    around_mean = moments[1] - 2 * mean * moments[0] + mean.square()
     return (off_mean, off_variance, rms(moments[0].std(0) / variance.sqrt()),
             rms(around_mean.std(0) / variance))
 
 
 def accuracies(network: nn.Module, data: Data, sizes: list[int]) -> tuple[list[float], float]:
-    """Test accuracy when batches of n normalize by their own statistics, and by the running ones."""
+    """Test accuracy when batches of n normalize by their own statistics, or by running ones."""
     images, labels = data.test
 
     def accuracy(n: int) -> float:
@@ -197,7 +204,8 @@ def accuracies(network: nn.Module, data: Data, sizes: list[int]) -> tuple[list[f
         right = torch.zeros((), device=labels.device)
         for batch in order.split(n):
             whole = torch.cat([batch, order[:n - len(batch)]])  # the last is filled with others
-            right += (network(normalize(images[whole])).argmax(1) == labels[whole])[:len(batch)].sum()
+            answers = network(normalize(images[whole])).argmax(1)
+            right += (answers == labels[whole])[:len(batch)].sum()
         return right.item() / len(labels)
 
     running = accuracy(min(250, len(labels)))

@@ -33,7 +33,8 @@ def learning_rates(figure: Figure, view: View) -> None:
                       color=colour, marker=marker, ls=dash, label=name)
             failed = [lr for lr in SWEEP if f"{lr}_{without}" in view.failed]
             if failed:
-                axes.plot(failed, [factor * view.guessing[key]] * len(failed), "x", color=colour, ms=9,
+                axes.plot(failed, [factor * view.guessing[key]] * len(failed), "x", color=colour,
+                          ms=9,
                           label=f"{name}: diverged")
         axes.axhline(factor * view.guessing[key], color=GREY, lw=1, ls=":", label="guessing")
         axes.set(xscale="log", xlabel="learning rate of Adam")
@@ -62,18 +63,21 @@ def bagging(figure: Figure, network: str, topic: dict) -> None:
              title=f"{network}: ensemble of seeds")
     left.set_xticks(k)
     legend_below(left)
-    right.plot(topic["masks"], topic["masked"], "o-", color=BLUE, label="average over dropout masks")
-    right.axhline(topic["measured"][0], color=ORANGE, ls="--", label="single pass in evaluation mode")
+    right.plot(topic["masks"], topic["masked"], "o-", color=BLUE,
+               label="average over dropout masks")
+    right.axhline(topic["measured"][0], color=ORANGE, ls="--",
+                  label="single pass in evaluation mode")
     right.set(title=f"{network}: ensemble of masks", ylabel="squared error of a probability")
     log_axis(right, topic["masks"], "number of dropout masks")
     legend_below(right)
     n = len(topic["runs"])
-    notes(figure, f"{topic['data']}; {n} network{'s' * (n != 1)}: {topic['setting']}, one per seed; "
+    notes(figure, f"{topic['data']}; {n} network{'s' * (n != 1)}: {topic['setting']}, one per "
+                  f"seed; "
                   "v and c from the validation images, the rest on the test images")
 
 
 def statistics(figure: Figure, network: str, topic: dict) -> None:
-    """How far a batch's statistics lie from the training set's, and what evaluating with them costs."""
+    """How far a batch's statistics lie from the training set's, and the cost of using them."""
     left, right = pair(figure)
     n = np.array(topic["batch_sizes"])
     expected = np.sqrt((1 - n / max(TRAIN_IMAGES, n[-1])) / n)
@@ -85,14 +89,17 @@ def statistics(figure: Figure, network: str, topic: dict) -> None:
     left.set(xscale="log", yscale="log", ylabel="distance from the training set's",
              title=f"{network}: a batch's statistics")
     plain_ticks(left)
-    right.plot(n, 100 * np.array(topic["batch_accuracy"]), "o-", color=BLUE, label="the batch's statistics")
-    right.axhline(100 * topic["running_accuracy"], color=ORANGE, ls="--", label="running statistics")
+    right.plot(n, 100 * np.array(topic["batch_accuracy"]), "o-", color=BLUE,
+               label="the batch's statistics")
+    right.axhline(100 * topic["running_accuracy"], color=ORANGE, ls="--",
+                  label="running statistics")
     right.set(ylabel="test accuracy (%)", title=f"{network}: evaluated with …")
     for axes, name in ((left, "batch size n"), (right, "batch size n in evaluation")):
         log_axis(axes, n, name)
         legend_below(axes)
     seeds = len(topic["runs"])
-    notes(figure, f"{topic['data']}; first BatchNorm layer (left) of {topic['setting']}, root mean square, "
+    notes(figure, f"{topic['data']}; first BatchNorm layer (left) of {topic['setting']}, root mean "
+                  f"square, "
                   f"mean over {seeds} seed{'s' * (seeds != 1)}; N = {TRAIN_IMAGES:,}")
 
 
@@ -104,13 +111,17 @@ def shifts(figure: Figure, topics: dict[str, dict]) -> None:
             accuracy = 100 * np.array(topic["accuracy"])
             spread = accuracy.std(0, ddof=1) if len(accuracy) > 1 else None
             axes.errorbar(topic["shifts"], accuracy.mean(0), yerr=spread, capsize=2, color=colour,
-                          marker=marker, label=f"{network.upper()}, {topic['parameters']:,} parameters, "
-                                               f"{topic['multiplications']:,} multiplications per image")
-    axes.set(title="Test accuracy when the images move", xlabel="pixels", ylabel="test accuracy (%)")
+                          marker=marker, label=f"{network.upper()}, {topic['parameters']:,} "
+                                               f"parameters, "
+                                               f"{topic['multiplications']:,} multiplications per "
+                                               f"image")
+    axes.set(title="Test accuracy when the images move", xlabel="pixels",
+             ylabel="test accuracy (%)")
     axes.legend(loc="lower left")
     axes.set_ylim(0, None)
     notes(figure, "; ".join(f"{topic['data']}, {topic['setting']}, n = {len(topic['runs'])}"
-                            for topic in topics.values()), "mean over the four directions; bars: ± 1 sd")
+                            for topic in topics.values()),
+          "mean over the four directions; bars: ± 1 sd")
 
 
 def rank(name: str, network: str, source: Source) -> str:
@@ -132,19 +143,21 @@ def confusion(figure: Figure, network: str, topic: dict, source: Source) -> None
     axes = figure.add_axes((0.14, 0.17, 0.82, 0.75))
     axes.imshow(matrix, cmap="Blues", vmin=0, vmax=100, aspect="auto")
     for (i, j), value in np.ndenumerate(matrix):
-        axes.text(j, i, f"{value:.0f}" if value > 0.5 else "·", ha="center", va="center", fontsize=8.5,
+        axes.text(j, i, f"{value:.0f}" if value > 0.5 else "·", ha="center", va="center",
+                  fontsize=8.5,
                   color="white" if value > 55 else "black")
     axes.set_xticks(range(len(matrix)), topic["classes"], rotation=45, ha="right")
     axes.set_yticks(range(len(matrix)), topic["classes"])
     axes.grid(False)
-    axes.set(xlabel="predicted", ylabel="true", title=f"{network}: percent of each class taken for …")
+    axes.set(xlabel="predicted", ylabel="true", title=f"{network}: percent of each class taken for "
+                                                      f"…")
     notes(figure, f"{topic['data']}, test images; {topic['runs'][0]}"
                   f"{rank(topic['runs'][0], network.lower(), source)}; "
                   f"test accuracy {100 * counts.trace() / counts.sum():.1f} %")
 
 
 def filters(figure: Figure, network: str, topic: dict, source: Source) -> None:
-    """The first layer's filters as small pictures, each stretched to the full range of brightness."""
+    """The first layer's filters as small pictures, each stretched to the full brightness."""
     figure.set_size_inches(8.4, 4.9)
     weights = np.reshape(topic["weights"], topic["shape"])  # filters x 3 x 5 x 5
     low, high = weights.min((1, 2, 3), keepdims=True), weights.max((1, 2, 3), keepdims=True)
@@ -157,6 +170,8 @@ def filters(figure: Figure, network: str, topic: dict, source: Source) -> None:
     axes = figure.add_axes((0.01, 0.06, 0.98, 0.86))
     axes.imshow(wall, interpolation="nearest")
     axes.set_axis_off()
-    axes.set_title(f"{network}: the {len(pictures)} filters of the first layer, {size} x {size} pixels")
-    notes(figure, f"{topic['data']}; {topic['runs'][0]}{rank(topic['runs'][0], network.lower(), source)}; "
+    axes.set_title(f"{network}: the {len(pictures)} filters of the first layer, {size} x {size} "
+                   f"pixels")
+    notes(figure, f"{topic['data']}; "
+                  f"{topic['runs'][0]}{rank(topic['runs'][0], network.lower(), source)}; "
                   "each filter is stretched to the full range")
