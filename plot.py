@@ -47,7 +47,8 @@ def main() -> int:
     parser.add_argument("--collect", type=Path, metavar="RUNS_DIR",
                         help="first take the finished runs of RUNS_DIR into results/")
     parser.add_argument("--explore", type=Path, metavar="PAGE.html",
-                        help="only write one page to look through the runs in a browser (needs plotly)")
+                        help="only write one page to look through the runs in a browser (needs "
+                             "plotly)")
     options = parser.parse_args()
     if options.collect and options.runs_dir:
         parser.error("argument --collect: draws from results/, so it does not go with --runs_dir")

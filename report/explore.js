@@ -11,7 +11,8 @@ const MEANING = {
   val_acc: "validation accuracy, best epoch", val_loss: "validation loss, lowest",
   test_acc: "test accuracy at the best validation accuracy",
   test_loss: "test loss at the best validation accuracy",
-  train_acc: "training accuracy, last epoch", train_loss: "training loss, last epoch",
+  train_acc: "training accuracy at the best validation accuracy",
+  train_loss: "training loss at the best validation accuracy",
   epochs: "epochs trained", best_epoch: "epoch of the best validation accuracy",
   seconds: "seconds of training" };
 const SHORT = { learning_rate: "lr", batch_size: "batch", drop_rate: "drop",

@@ -21,7 +21,7 @@ SETTINGS = {field.name: None if field.default is MISSING else field.default
             for field in fields(Settings)}  # and their defaults, which older runs do not name
 CURVES = COLUMNS[1:-1]
 RESULTS = ("val_acc", "val_loss", "test_acc", "test_loss", "train_acc", "train_loss")
-LAST = tuple(f"last_{key}" for key in CURVES if not key.startswith("train"))
+LAST = tuple(f"last_{key}" for key in CURVES)
 FLAT = ("name", *SETTINGS, "data", "device", "state", "epochs", "best_epoch", *RESULTS, *LAST,
         "seconds", "failure")
 
@@ -38,7 +38,7 @@ def flat(run: Run) -> dict:
         "seconds": round(sum(row["seconds"] for row in run.rows), 3),
         "failure": run.failure.get("reason") if run.failure else None}
     if run.rows:
-        values |= summary(run.rows) | {f"last_{key}": run.rows[-1][key] for key in CURVES}
+        values |= summary(run.rows)
     return {key: encodable(values.get(key)) for key in FLAT}
 
 

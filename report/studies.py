@@ -27,6 +27,7 @@ RATES_AGAINST_DECAY = (0.0, 0.1, 0.2, 0.4, 0.6)
 TRAIN_IMAGES = (1000, 2500, 5000, 10000, 20000, 40000)
 SMALL_BATCHES = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 NORMS = {"with": "False", "without": "True", "detached": "False"}  # arms, as without_BatchNorm
+ENOUGH = 3  # seeds
 PATCHES = (32, 16, 8, 4, 2, 1)  # pixels a side; 32 is the whole image
 OF_STUDIES = {"hidden_size": None, "train_images": None, "weight_decay": 0.0,
               "detach_statistics": False, "shuffled_patches": None}  # settings that studies vary
@@ -56,7 +57,7 @@ class Source:
 
     Runs on other data, with another precision, augmentation and so on, are other experiments. Of
     each network the commonest kind is `chosen`, {experiment: {seed: run}}; `notes` tells of others.
-    Runs that tell their code take the place of those that do not.
+    Runs that tell their code take the place of those that do not, as soon as they are ENOUGH.
     """
 
     def __init__(self, records: list[Run], theory: dict | None = None):
@@ -90,8 +91,9 @@ class Source:
             seeds[run.seed] = max(run, seeds.get(run.seed, run), key=lambda run: (
                 version(run) != "", len(run.rows), run.name.startswith(experiment(run.settings))))
         for name, seeds in chosen.items():
-            if any(map(version, seeds.values())):
-                chosen[name] = {seed: run for seed, run in seeds.items() if version(run)}
+            known = {seed: run for seed, run in seeds.items() if version(run)}
+            if len(known) >= min(ENOUGH, len(seeds) - len(known)):
+                chosen[name] = known or seeds
 
     def of(self, network: str) -> list[Run]:
         return [run for run in self.records if run.network == network]

@@ -7,10 +7,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from report.studies import NETWORKS, Source, Study, View
+from report.studies import Source, Study, View
+from store.settings import NETWORKS, Settings
 
 FACTORS = ("batch_size", "learning_rate", "drop_rate")
-OTHERS = ("without_BatchNorm", "without_dropout", "dropout_type")  # the rest of a setting's name
+OTHERS = ("without_BatchNorm", "dropout_type", "hidden_size", "train_images", "weight_decay",
+          "detach_statistics", "shuffled_patches")  # the rest of an experiment's name
 
 
 class Grid(NamedTuple):
@@ -64,11 +66,10 @@ def grids(source: Source, measure="val_acc") -> list[Grid]:
 
 def largest_grid(source: Source, network: str, measure) -> Grid | None:
     kinds: dict[tuple, dict[tuple, str]] = {}  # runs in one grid differ in the factors alone
-    for setting, runs in source.chosen[network].items():
-        config = next(iter(runs.values())).config
-        others, levels = ([config.get(key) for key in keys] for keys in (OTHERS, FACTORS))
-        if all(isinstance(level, int | float) for level in levels):
-            kinds.setdefault(tuple(others), {})[tuple(levels)] = setting
+    for setting in source.chosen[network]:
+        known = Settings.parse(network, setting)
+        others, levels = (tuple(getattr(known, key) for key in keys) for keys in (OTHERS, FACTORS))
+        kinds.setdefault(others, {})[levels] = setting
     found = [grid for settings in kinds.values()
              if (grid := full_grid(source, network, settings, measure))]
     return max(found, key=lambda grid: grid.values.size, default=None)

@@ -790,13 +790,17 @@ CODE = {"code": {"commit": "0" * 40, "dirty": False, "hash": "aaaa"}}
 
 
 def test_runs_that_tell_their_code_take_the_place_of_others():
+    """Three seeds do, or as many as there were; a first one joins them, and is told."""
     settings = all_settings("batchsize")
-    views, _ = look_at(fabricate("mlp", settings, (0, 1, 2)) + fabricate("mlp", settings[:1], (5,),
-                                                                         **CODE))
-    curves = views["batchsize"].curves
-    assert {label: list(curve.runs) for label, curve in curves.items()} == {
-        "512_0.001_0.0": [5], **dict.fromkeys(list(views["batchsize"].study.settings)[1:],
-                                              [0, 1, 2])}
+    old = fabricate("mlp", settings[:3], (0, 1, 2, 3)) + fabricate("mlp", settings[3:])
+    new = fabricate("mlp", settings[:1], (4, 5, 6), **CODE) + fabricate("mlp", settings[1:], (7,),
+                                                                        **CODE)
+    views, _ = look_at(old + new)
+    seeds = {curve.label.split("_")[0]: list(curve.runs)
+             for curve in views["batchsize"].curves.values()}
+    assert seeds == {"512": [4, 5, 6], "1024": [0, 1, 2, 3, 7], "2048": [0, 1, 2, 3, 7],
+                     "4096": [7]}
+    assert views["batchsize"].origin.startswith("6 runs of code aaaa, 8 runs whose code was not")
 
 
 def test_several_versions_are_told(tmp_path, monkeypatch):
