@@ -14,11 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fast.adam import Adam
+from fast.adam import adam
 from fast.gpu.graph import GraphedStep, wants_graph
 from load_data import Data, Split
 from store.images import augmented, evaluation_batches, take
-from store.settings import Settings
+from store.settings import Settings, schedule
+from store.trained import on_cpu
 
 
 class Diverged(Exception):
@@ -46,10 +47,7 @@ class Trainer:
         self.network.to(device, memory_format=torch.channels_last)
         if settings.compile:
             self.network.compile()
-        on_gpu = device.type == "cuda"  # there the rate is a tensor: a graph knows it by its place
-        rate = torch.tensor(settings.learning_rate, device=device) if on_gpu else settings.learning_rate
-        self.optimizer = Adam(self.network.parameters(), rate, fused=True, capturable=on_gpu,
-                              weight_decay=settings.weight_decay, decoupled_weight_decay=True)
+        self.optimizer = adam(self.network, settings, device)
         if wants_graph(device):
             self.step = GraphedStep(self.step, self.network, self.optimizer)
         self.rows: list[dict] = []
@@ -175,24 +173,3 @@ def evaluate(network: nn.Module, split: Split, precision: str) -> tuple[Tensor, 
         parts.append((cross_entropy(logits, y, "none"), logits.argmax(1) == y))
     losses, right = zip(*parts, strict=True)
     return torch.cat(losses), torch.cat(right)
-
-
-def schedule(kind: str, progress: float) -> float:
-    """The factor of the learning rate after this share of the run's steps."""
-    if kind == "constant":
-        return 1.0
-    if kind == "cosine":
-        return (1 + math.cos(math.pi * progress)) / 2
-    warm_up = 0.3  # one cycle: from 1/25 up to 1, and down to nearly nothing
-    if progress < warm_up:
-        return 0.04 + 0.96 * (1 - math.cos(math.pi * progress / warm_up)) / 2
-    return (1 + math.cos(math.pi * (progress - warm_up) / (1 - warm_up))) / 2
-
-
-def on_cpu(state):
-    """Nested dicts and lists with their tensors on the CPU."""
-    if isinstance(state, dict):
-        return {key: on_cpu(value) for key, value in state.items()}
-    if isinstance(state, list):
-        return [on_cpu(value) for value in state]
-    return state.detach().cpu() if isinstance(state, Tensor) else state

@@ -154,3 +154,12 @@ def refuse_unlike(state: dict, own: dict) -> None:
 def signature(x: Tensor) -> tuple:
     return (x.shape, x.dtype, x.layout, x.layout == torch.strided and x.stride(), x.is_neg(),
             x.requires_grad)
+
+
+def on_cpu(state):
+    """Nested dicts and lists with their tensors on the CPU."""
+    if isinstance(state, dict):
+        return {key: on_cpu(value) for key, value in state.items()}
+    if isinstance(state, list):
+        return [on_cpu(value) for value in state]
+    return state.detach().cpu() if isinstance(state, Tensor) else state

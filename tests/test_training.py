@@ -20,6 +20,7 @@ from torch import nn
 
 import training
 from fast import linear
+from fast.adam import Adam
 from fast.linear import Linear
 from fast.side_by_side import Linears, SideBySide
 from lab.experiment import gain_side_by_side, groups
@@ -27,8 +28,8 @@ from load_data import Split, load_cifar_2d, normalize
 from store import images
 from store.images import EVALUATION_BATCH, FLAT_EVALUATION_BATCH, augmented
 from store.run import COLUMNS, RunFolder
-from store.settings import Settings
-from training import Adam, Diverged, Trainer, schedule, seed_epoch
+from store.settings import Settings, schedule
+from training import Diverged, Trainer, seed_epoch
 
 SETTINGS = {
     "mlp": settings_of("mlp", num_epochs=3),
