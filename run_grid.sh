@@ -4,12 +4,15 @@
 [ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@"  # sh run_grid.sh
 set -euo pipefail
 
+trap '' PIPE  # a reader that goes ends nothing
+say() { echo "run_grid.sh: $1" >&2 2>/dev/null || true; }
+
 pids='' stopped='interrupted'
 stop() {
   trap '' INT TERM HUP
   for pid in $pids ${!:-}; do kill -TERM -- "-$pid" 2>/dev/null || true; done
   wait 2>/dev/null
-  echo "run_grid.sh: $stopped" >&2 || true
+  say "$stopped"
   exit "$1"
 }
 trap 'stop 130' INT
@@ -51,7 +54,7 @@ Exit code: 0 all finished, 1 some failed or are not finished, 2 something for yo
 EOF
 }
 
-die() { echo "run_grid.sh: error: $1" >&2; exit 2; }
+die() { say "error: $1"; exit 2; }
 
 repo=$(readlink -f "${BASH_SOURCE[0]}" 2>/dev/null || echo "${BASH_SOURCE[0]}")  # through links
 repo=$(CDPATH='' cd "$(dirname "$repo")" && pwd)
@@ -148,7 +151,7 @@ worker() {  # all that no other worker trains, and in the end what one that died
 studies=() flags=() workers=1 mode=train
 while [[ $# -gt 0 ]]; do
   case $1 in
-    -h | --help) help || true; exit ;;
+    -h | --help) help 2>/dev/null || true; exit ;;
     -j) workers=${2:-}; shift ;;
     -j*) workers=${1#-j} ;;
     --dry-run | --status | --plan) [[ $mode == train || $mode == "$1" ]] || die "take --dry-run or --status"; mode=$1 ;;
@@ -214,7 +217,7 @@ for pid in $pids; do
   code=0
   wait "$pid" 2>/dev/null || code=$?
   if ((code > 128)); then
-    echo "run_grid.sh: a worker was ended by signal $((code - 128)); the others took over, or the same call goes on" >&2
+    say "a worker was ended by signal $((code - 128)); the others took over, or the same call goes on"
   elif ((code)); then
     errors+=$(tail -n 1 -- "$(log $k)")$'\n'
   fi
@@ -223,7 +226,7 @@ done
 kill -TERM -- "-$watch" 2>/dev/null || true
 wait "$watch" 2>/dev/null || true
 if [[ -n $errors ]]; then
-  sort -u <<<"${errors%$'\n'}" >&2
+  sort -u <<<"${errors%$'\n'}" >&2 || true
   exit 2
 fi
-status --outcome || { echo "run_grid.sh: what the workers printed is in $logs" >&2; exit 1; }
+status --outcome || { say "what the workers printed is in $(printf %q "$logs")"; exit 1; }

@@ -173,7 +173,7 @@ def test_output_that_nobody_takes_ends_nothing(unwritable, image_folder, tmp_pat
                       **unwritable)
         assert (done.returncode, done.stderr) == (0, ""), arguments
     assert len(list(tmp_path.glob("mlp/*/result.json"))) == 1
-    for flag in ("--dry-run", "--status", "--help", "--plan"):
+    for flag in ("--dry-run", "--status", "--help"):
         process = start("batch_size", flag, "--runs_dir", tmp_path, stderr=subprocess.PIPE, text=True,
                         **{key: value for key, value in unwritable.items() if key == "stdout"})
         assert (process.communicate()[1], process.returncode) == ("", 0), flag
@@ -199,7 +199,7 @@ NO_TRAINING = '#!/bin/sh\ncase "$*" in *--plan* | *status.py*) exec "$REAL" "$@"
 
 @pytest.mark.parametrize("name", [b"\xda\xa9\xd8\xaa\xd8\xa7\xd8\xa8\xe2\x80\x8c\xd9\x87\xd8\xa7",
                                   "\U0001f4a9".encode(), "so\u00adft".encode(),
-                                  b"two\nlines", b"end\n", b"\xff", b"-x", b" a  'b\" $c"])
+                                  b"\x1b[2J", b"two\nlines", b"end\n", b"\xff", b"-x", b" a  'b\" $c"])
 def test_whatever_the_name_of_its_folder_a_run_is_found_there(name, tmp_path):
     place = Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))
     write_run(place / "mlp" / "32_0.001_0.0_False_False_seed0")
@@ -207,7 +207,7 @@ def test_whatever_the_name_of_its_folder_a_run_is_found_there(name, tmp_path):
     stub.write_text(NO_TRAINING)
     stub.chmod(0o755)
     done = call("mlp", "--batch_size", 32, "--learning_rate", 0.001, "--drop_rate", 0, 0.4, "--num_epochs", 2,
-                b"--runs_dir=" .decode() + os.fsdecode(name), cwd=tmp_path,
+                "--runs_dir=" + os.fsdecode(name), cwd=tmp_path,
                 env={"PYTHON": str(stub), "REAL": sys.executable})
     assert done.returncode == 1, done.stderr
     assert "2 runs: 1 finished, 0 running, 0 interrupted, 0 failed, 1 missing" in done.stdout
