@@ -27,7 +27,7 @@ DASHES = {0.0: "-", 0.2: (0, (6, 1.5)), 0.4: (0, (1.2, 1)), 0.6: (0, (8, 1.5, 1.
           0.8: (0, (3, 1.5, 1.2, 1.5, 1.2, 1.5))}  # of drop rates
 WIDTHS = (1.0, 1.6, 2.3, 3.1)  # of batch sizes, ascending
 SCALE = [matplotlib.colors.to_hex(matplotlib.colormaps["viridis"](x))
-         for x in np.linspace(0, 0.88, 9)]
+         for x in np.linspace(0, 0.84, 9)]
 SMALL = 8.5
 MARKERS = "os^Dv*P"
 
@@ -57,7 +57,7 @@ def nothing(figure: Figure, title: str, command: str) -> None:
 
 def notes(figure: Figure, *lines: str) -> None:
     """Small print below the axes."""
-    width = int(16.5 * figure.get_figwidth())
+    width = int(15.6 * figure.get_figwidth())
     wrapped = [part for line in lines if line for part in textwrap.wrap(line, width)]
     figure.text(0.008, 0.012, "\n".join(wrapped), fontsize=SMALL, color="#555555", va="bottom",
                 linespacing=1.2)
@@ -105,8 +105,8 @@ def plain_ticks(axes) -> None:
 def log_axis(axes, values, label: str) -> None:
     """A logarithmic x axis with a tick at each of these values."""
     axes.set(xscale="log", xlabel=label)
-    axes.set_xticks(values, [f"{value:g}" for value in values], fontsize=SMALL if len(values) > 7
-                    else None)
+    texts = [f"{value:g}" if value < 10_000 else f"{value // 1000}k" for value in values]
+    axes.set_xticks(values, texts, fontsize=SMALL if len(values) > 7 else None)
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.minorticks_off()
 

@@ -50,17 +50,12 @@ class Check(NamedTuple):
             return UNDECIDED
         return FAILS if self.distance < 0 else UNDECIDED if self.obstacle else HOLDS
 
-    def reason(self, p: float) -> str:
-        """Why it is undecided."""
+    @property
+    def lacks(self) -> str:
+        """Why no number of seeds would decide it; empty if some would."""
         if self.estimate is None:
             return "not run yet"
-        if math.isnan(self.estimate.error):
-            return "no setting has a second seed"
-        if self.obstacle:
-            return self.obstacle
-        seeds = self.seeds_to_decide(p)
-        return f"about {seeds} seeds of each would decide" if seeds <= MOST_SEEDS else (
-            f"more than {MOST_SEEDS} seeds of each would be needed")
+        return "no setting has a second seed" if math.isnan(self.estimate.error) else self.obstacle
 
     def seeds_to_decide(self, p: float) -> float:
         """How many of each setting, if the difference stays: n grows as the square of t."""
@@ -81,6 +76,7 @@ class Count(NamedTuple):
     of: int
     wanted: float  # the share of settings that has to show it
     estimate = None
+    lacks = "too few settings are clear"
 
     @property
     def outcome(self) -> str:
@@ -121,9 +117,13 @@ class Finding(NamedTuple):
     def reason(self) -> str:
         """Why it is undecided, or which of several numbers refutes it."""
         if self.verdict == UNDECIDED:
-            return "; ".join(dict.fromkeys(
-                "too few settings are clear" if isinstance(check, Count) else check.reason(p)
-                for check, p, verdict in self.decided if verdict == UNDECIDED))
+            undecided = [(check, p) for check, p, verdict in self.decided if verdict == UNDECIDED]
+            lacking = [check.lacks for check, _ in undecided if check.lacks]
+            if not lacking:
+                seeds = max(check.seeds_to_decide(p) for check, p in undecided)
+                lacking = [f"about {seeds} seeds of each would decide" if seeds <= MOST_SEEDS
+                           else f"more than {MOST_SEEDS} seeds of each would be needed"]
+            return "; ".join(dict.fromkeys(lacking))
         refuting = [check.what for check, _, verdict in self.decided if verdict == FAILS]
         some = self.verdict == FAILS and len(refuting) < len(self.checks)
         return "; ".join(refuting) if some else ""

@@ -140,7 +140,7 @@ def confusion(figure: Figure, network: str, topic: dict, source: Source) -> None
     figure.set_size_inches(8.4, 6.4)
     counts = np.array(topic["confusion"])
     matrix = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    axes = figure.add_axes((0.14, 0.17, 0.82, 0.75))
+    axes = figure.add_axes((0.14, 0.22, 0.84, 0.71))
     axes.imshow(matrix, cmap="Blues", vmin=0, vmax=100, aspect="auto")
     for (i, j), value in np.ndenumerate(matrix):
         axes.text(j, i, f"{value:.0f}" if value > 0.5 else "·", ha="center", va="center",
