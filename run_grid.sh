@@ -5,7 +5,7 @@
 set -euo pipefail
 
 trap '' PIPE  # a reader that goes ends nothing
-say() { echo "run_grid.sh: $1" >&2 2>/dev/null || true; }
+say() { echo "run_grid.sh: $*" >&2 2>/dev/null || true; }
 
 pids='' stopped='interrupted'
 stop() {
@@ -30,7 +30,7 @@ STUDY is one of
   mlp           batch size × learning rate × drop rate of the MLP, 60 runs
   cnn           the same of the CNN, 60 runs
   ablation      both networks with and without batch normalization and dropout, 4 + 4 runs
-  dropout_type  the CNN at five drop rates, dropping single activations or whole feature maps, 9 runs
+  dropout_type  the CNN at five drop rates, dropping single activations or feature maps, 9 runs
   drop_rate     the CNN at five drop rates
   batch_size    the MLP without dropping at four batch sizes
   all           all of these; runs shared by several studies are trained once
@@ -45,12 +45,14 @@ and, for the arguments of the report, with the MLP (see REPORT.md):
   -j N          N workers (default 1), which share the runs, the cores and the GPUs
   --dry-run     print the runs, and do nothing
   --status      print how far each run is
-  others        go to main.py, e.g. --num_epochs 2 --seed 0 1 2 --data_dir DIR --retry (cnn/main.py --help);
-                a flag that one network lacks, to studies of the other alone
+  others        go to main.py, e.g. --num_epochs 2 --seed 0 1 2 --data_dir DIR --retry
+                (cnn/main.py --help); a flag that one network lacks, to studies of the other alone
 
-Runs land in runs/, or --runs_dir; what the workers print, in logs/ there. Ctrl-C ends all workers; the same call goes
-on where they were, and another call beside it adds workers. PYTHON=… picks the interpreter, by default that of .venv if there is one.
-Exit code: 0 all finished, 1 some failed or are not finished, 2 something for you to mend, 130 stopped by Ctrl-C.
+Runs land in runs/, or --runs_dir; what the workers print, in logs/ there. Ctrl-C ends all workers;
+the same call goes on where they were, and another call beside it adds workers. PYTHON=… picks the
+interpreter, by default that of .venv if there is one.
+Exit code: 0 all finished, 1 some failed or are not finished, 2 something for you to mend, 130
+stopped by Ctrl-C.
 EOF
 }
 
@@ -58,15 +60,15 @@ die() { say "error: $1"; exit 2; }
 
 repo=$(readlink -f "${BASH_SOURCE[0]}" 2>/dev/null || echo "${BASH_SOURCE[0]}")  # through links
 repo=$(CDPATH='' cd "$(dirname "$repo")" && pwd)
-[[ -e $repo/lab/options.py ]] || repo=${SLURM_SUBMIT_DIR:-$repo}  # Slurm runs a copy of this file from elsewhere
-[[ -e $repo/lab/options.py ]] || die "$repo is not the repository; call sbatch from the repository's folder"
+[[ -e $repo/lab/options.py ]] || repo=${SLURM_SUBMIT_DIR:-$repo}  # Slurm runs a copy of this file
+[[ -e $repo/lab/options.py ]] || die "$repo is not the repository; call sbatch from its folder"
 if [[ -z ${PYTHON:-} ]]; then
   PYTHON=python3
   [[ ! -x $repo/.venv/bin/python ]] || PYTHON=$repo/.venv/bin/python
 fi
 
-# A study is some calls of main.py. A later flag wins, so those of the command line can vary a study.
-# Of settings that are one network one is trained: drop rate 0 is without dropout, whatever its type.
+# A study is some calls of main.py. A later flag wins, so the command line can vary a study.
+# Settings that are one network are trained once: drop rate 0 is without dropout, whatever its type.
 rates=(--drop_rate 0 0.2 0.4 0.6 0.8)
 grid=(--learning_rate 0.001 0.0005 0.0001 "${rates[@]}")
 few=(--batch_size 128 --drop_rate 0 0.2 0.4 0.6 --num_epochs 40)  # 1,000 images give 7 steps
@@ -90,7 +92,9 @@ study() {
     drop_rate) main cnn "${rates[@]}" "$@" ;;
     batch_size) main mlp --batch_size 512 1024 2048 4096 --drop_rate 0 "$@" ;;
     capacity)
-      for size in 50 100 200 400 800 1600; do main mlp --hidden_size $size "${rates[@]}" "$@"; done ;;
+      for size in 50 100 200 400 800 1600; do
+        main mlp --hidden_size $size "${rates[@]}" "$@"
+      done ;;
     weight_decay)
       main mlp --drop_rate 0 0.1 0.2 0.4 0.6 --num_epochs 100 "$@"
       for decay in 0.01 0.03 0.1 0.3 1; do
@@ -110,19 +114,21 @@ study() {
         main $network --num_epochs 10 "$@"
         for size in 16 8 4 2 1; do main $network --num_epochs 10 --shuffled_patches $size "$@"; done
       done ;;
-    all) for each in mlp cnn ablation dropout_type drop_rate batch_size; do study $each "$@"; done ;;
-    arguments)
-      for each in capacity weight_decay data_size batch_norm shuffled_patches; do study $each "$@"; done ;;
+    all) for each in $studied; do study "$each" "$@"; done ;;
+    arguments) for each in $argued; do study "$each" "$@"; done ;;
     *) die "there is no study '$name'$(nearest "$name"); choose among $names" ;;
   esac
 }
 
-names='mlp cnn ablation dropout_type drop_rate batch_size all capacity weight_decay data_size batch_norm shuffled_patches arguments'
+studied='mlp cnn ablation dropout_type drop_rate batch_size'
+argued='capacity weight_decay data_size batch_norm shuffled_patches'
+names="$studied all $argued arguments"
 
 # shellcheck disable=SC2086  # names are words
 nearest() {
   "$PYTHON" -Ic 'import difflib, sys
-for name in difflib.get_close_matches(sys.argv[1], sys.argv[2:], 1): print(f", did you mean {name}?", end="")' "$1" $names
+for name in difflib.get_close_matches(sys.argv[1], sys.argv[2:], 1):
+    print(f", did you mean {name}?", end="")' "$1" $names
 }
 
 tolerated=1  # the exit code of a failed run, which does not keep the others from being trained
@@ -154,7 +160,9 @@ while [[ $# -gt 0 ]]; do
     -h | --help) help 2>/dev/null || true; exit ;;
     -j) workers=${2:-}; shift ;;
     -j*) workers=${1#-j} ;;
-    --dry-run | --status | --plan) [[ $mode == train || $mode == "$1" ]] || die "take --dry-run or --status"; mode=$1 ;;
+    --dry-run | --status | --plan)
+      [[ $mode == train || $mode == "$1" ]] || die "take --dry-run or --status"
+      mode=$1 ;;
     --evaluate* | --predict*) die "studies are trained; mlp/main.py and cnn/main.py do $1" ;;
     *) if [[ $1 != -* && ${#flags[@]} == 0 ]]; then studies+=("$1"); else flags+=("$1"); fi ;;
   esac
@@ -162,10 +170,12 @@ while [[ $# -gt 0 ]]; do
 done
 set -- ${flags[@]+"${flags[@]}"}
 for flag in "$@"; do
-  [[ ${#studies[@]} -gt 0 || " $names " != *" $flag "* ]] || die "the study comes first: ./run_grid.sh $flag --flags…"
+  [[ ${#studies[@]} -gt 0 || " $names " != *" $flag "* ]] ||
+    die "the study comes first: ./run_grid.sh $flag --flags…"
 done
 [[ ${#studies[@]} -gt 0 ]] || die "name a study: $names; see --help"
-[[ $workers =~ ^[1-9][0-9]{0,3}$ ]] || die "argument -j: '$workers' is not allowed, it must be a whole number from 1 to 9999"
+[[ $workers =~ ^[1-9][0-9]{0,3}$ ]] ||
+  die "argument -j: '$workers' is not allowed, it must be a whole number from 1 to 9999"
 
 plan=$(plan "$@") || exit 2
 plan=$(awk '!seen[$0]++' <<<"$plan")
@@ -181,7 +191,8 @@ fi
 runs=$(wc -l <<<"$plan")
 ((workers <= runs)) || workers=$((runs))
 
-cores=${SLURM_CPUS_PER_TASK:-${SLURM_CPUS_ON_NODE:-$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)}}
+cores=${SLURM_CPUS_PER_TASK:-${SLURM_CPUS_ON_NODE:-}}
+cores=${cores:-$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > workers ? cores / workers : 1))}
 if [[ " $* " == *" --retry "* ]]; then  # failures are forgotten once, before any worker starts
   status --forget
@@ -217,7 +228,8 @@ for pid in $pids; do
   code=0
   wait "$pid" 2>/dev/null || code=$?
   if ((code > 128)); then
-    say "a worker was ended by signal $((code - 128)); the others took over, or the same call goes on"
+    say "a worker was ended by signal $((code - 128));" \
+      "the others took over, or the same call goes on"
   elif ((code)); then
     errors+=$(tail -n 1 -- "$(log $k)")$'\n'
   fi

@@ -30,7 +30,8 @@ class Parser(argparse.ArgumentParser):
             word, known = match[1], flags
         elif match := re.match(r"argument (--\w+): invalid choice: '(.*)' \(", message):
             word, known = match[2], flags[match[1]].choices
-        return "".join(f"; did you mean {close}?" for close in difflib.get_close_matches(word, known, 1))
+        close = difflib.get_close_matches(word, known, 1)
+        return f"; did you mean {close[0]}?" if close else ""
 
 
 def number(kind, allowed: str, is_allowed):
@@ -95,9 +96,9 @@ split the work.
 
 A run lands in RUNS_DIR/{network}/NAME/, NAME being its settings, such as
 {name}:
-  config.json   settings, versions, machine, data      best.pt         weights at the best validation accuracy
+  config.json   settings, versions, machine, data      best.pt         weights at its best epoch
   metrics.csv   a row per epoch: losses, accuracies    checkpoint.pt   what the run goes on from
-  result.json   written last: the run is finished      failed.json     instead of it: why the run failed
+  result.json   written last: the run is finished      failed.json     instead: why the run failed
 
 examples:
   python main.py --batch_size {defaults['batch_size']} --drop_rate {defaults['drop_rate']}
@@ -105,15 +106,18 @@ examples:
   python main.py --evaluate {short}
   python main.py --evaluate {short} --predict my_cat.jpg
 
-exit code: 0 all runs finished, 1 a run failed (its loss was no longer finite), 2 something for you to mend""")
+exit code: 0 all runs finished, 1 a run failed (its loss was not finite), 2 something for you to
+mend, 130 stopped by Ctrl-C""")
     add_experiment(parser.add_argument_group("the experiment"), network, defaults)
     add_place(parser.add_argument_group("where and how"))
-    show = parser.add_argument_group("live curves (optional: pip install -r requirements-extra.txt)")
+    show = parser.add_argument_group(
+        "live curves (optional: pip install -r requirements-extra.txt)")
     show.add_argument("--tensorboard", action="store_true",
                       help="write curves, settings and final metrics into the run's folder, for "
                            "TensorBoard: tensorboard --logdir RUNS_DIR")
     show.add_argument("--wandb", action="store_true",
-                      help="log the same to Weights & Biases; without an API key offline, to RUN/wandb/")
+                      help="log the same to Weights & Biases; without an API key offline, to "
+                           "RUN/wandb/")
     add_use(parser.add_argument_group("instead of training"))
     return parser
 
@@ -121,17 +125,19 @@ exit code: 0 all runs finished, 1 a run failed (its loss was no longer finite), 
 def add_experiment(group, network: str, defaults: dict) -> None:
     """The flags that are settings of a run."""
     def several(name: str, default, text: str) -> None:
-        group.add_argument(f"--{name}", type=setting(name), default=[default], nargs="+", metavar="X",
-                           help=f"{text}, default {default}")
+        group.add_argument(f"--{name}", type=setting(name), default=[default], nargs="+",
+                           metavar="X", help=f"{text}, default {default}")
 
     several("batch_size", defaults["batch_size"], "images per step")
     several("learning_rate", defaults["learning_rate"], "of Adam")
     several("drop_rate", defaults["drop_rate"], "probability of dropping a value (or map)")
     several("seed", 0, "of all random numbers")
-    group.add_argument("--num_epochs", type=setting("num_epochs"), default=defaults["num_epochs"], metavar="N",
-                       help=f"passes over the training set, default {defaults['num_epochs']}; a finished "
+    epochs = defaults["num_epochs"]
+    group.add_argument("--num_epochs", type=setting("num_epochs"), default=epochs, metavar="N",
+                       help=f"passes over the training set, default {epochs}; a finished "
                             "run that is asked for more goes on")
-    group.add_argument("--without_BatchNorm", action="store_true", help="leave batch normalization out")
+    group.add_argument("--without_BatchNorm", action="store_true",
+                       help="leave batch normalization out")
     group.add_argument("--without_dropout", action="store_true", help="leave dropout out")
     if network == "cnn":
         group.add_argument("--dropout_type", choices=("1d", "2d"), default="2d",
@@ -142,8 +148,9 @@ def add_experiment(group, network: str, defaults: dict) -> None:
     group.add_argument("--augment", action="store_true",
                        help="train on random crops (padding 4) and horizontal flips")
     group.add_argument("--schedule", choices=("constant", "cosine", "onecycle"), default="constant",
-                       help="of the learning rate: constant (default), cosine from its value down to 0, "
-                            "onecycle up from 1/25 of it during the first 30 %% of the steps and then down to 0")
+                       help="of the learning rate: constant (default), cosine from its value down "
+                            "to 0, onecycle up from 1/25 of it during the first 30 %% of the steps "
+                            "and then down to 0")
     group.add_argument("--weight_decay", type=setting("weight_decay"), default=0.0, metavar="X",
                        help="decoupled from the gradient, as in AdamW; default 0")
     group.add_argument("--train_images", type=setting("train_images"), metavar="N",
@@ -158,9 +165,11 @@ def add_place(group) -> None:
     """Where data and runs are, and how to compute."""
     data = group.add_mutually_exclusive_group()
     data.add_argument("--data_dir", type=FOLDER, default=ROOT / "data", metavar="DIR",
-                      help="an image folder with train/CLASS/ and test/CLASS/, or CIFAR-10, which is "
-                           "downloaded if the folder is empty; default: data/ of this repository")
-    data.add_argument("--synthetic", action="store_true", help="a built-in generated data set, for a first look")
+                      help="an image folder with train/CLASS/ and test/CLASS/, or CIFAR-10, which "
+                           "is downloaded if the folder is empty; default: data/ of this "
+                           "repository")
+    data.add_argument("--synthetic", action="store_true",
+                      help="a built-in generated data set, for a first look")
     group.add_argument("--runs_dir", type=FOLDER, default=ROOT / "runs", metavar="DIR",
                        help="where runs land; default: runs/ of this repository")
     group.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto",
@@ -170,8 +179,8 @@ def add_place(group) -> None:
     group.add_argument("--compile", action="store_true", help="torch.compile the network")
     group.add_argument("--retry", action="store_true", help="retrain failed runs")
     group.add_argument("--no_wait", action="store_true",
-                       help="do not wait for runs that other processes train (default: wait, and take "
-                            "over if they die)")
+                       help="do not wait for runs that other processes train (default: wait, and "
+                            "take over if they die)")
 
 
 def add_use(group) -> None:
@@ -181,18 +190,19 @@ def add_use(group) -> None:
                         help="print every run's folder, epochs and state, and do nothing")
     either.add_argument("--plan", action="store_true", help=argparse.SUPPRESS)  # for lab/status.py
     either.add_argument("--evaluate", type=RUN, metavar="RUN",
-                        help="print how a run's best weights do on the test set: loss, accuracy, accuracy per "
-                             "class and confusion matrix; RUN is a folder or a run's name; trailing defaults "
-                             "may be omitted. Leaves evaluation.json and mistakes.png, the surest wrong "
-                             "answers, in the run's folder")
+                        help="print how a run's best weights do on the test set: loss, accuracy, "
+                             "accuracy per class and confusion matrix; RUN is a folder or a run's "
+                             "name; trailing defaults may be omitted. Leaves evaluation.json and "
+                             "mistakes.png, the surest wrong answers, in the run's folder")
     group.add_argument("--predict", nargs="+", type=FILE, metavar="IMAGE",
-                       help="with --evaluate RUN: print the three likeliest classes of your own pictures, of any "
-                            "size and kind that Pillow reads; their central square is scaled to 32x32, what is "
-                            "transparent becomes grey. Needs no data set")
+                       help="with --evaluate RUN: print the three likeliest classes of your own "
+                            "pictures, of any size and kind that Pillow reads; their central "
+                            "square is scaled to 32x32, what is transparent becomes grey. Needs "
+                            "no data set")
 
 
 def parse_command_line(network: str, description: str, arguments: list[str] | None = None):
-    """The options of main.py, with `settings`, one Settings for every combination of values, each once.
+    """The options of main.py; their `settings` are every combination of the values, each once.
 
     Exits with code 2 and one line on stderr if a value is not allowed.
     """
@@ -200,14 +210,14 @@ def parse_command_line(network: str, description: str, arguments: list[str] | No
     options = parser.parse_args(arguments)
     options.network = network
     if options.predict and options.evaluate is None:
-        parser.error("argument --predict: needs --evaluate RUN, the run whose network shall predict")
+        parser.error("argument --predict: needs --evaluate RUN, whose network shall predict")
     listing = options.dry_run or options.plan
     if options.evaluate is None and not listing and not can_write_in(options.runs_dir):
-        parser.error(f"argument --runs_dir: {str(options.runs_dir)!r} is not allowed, it must be a folder to "
-                     "write in")
+        parser.error(f"argument --runs_dir: {str(options.runs_dir)!r} is not allowed, it must be a "
+                     "folder to write in")
     if network == "mlp" and 1 in options.batch_size and not options.without_BatchNorm:
-        parser.error("argument --batch_size: 1 is not allowed with BatchNorm1d, which needs two samples to have a "
-                     "variance; take 2 or more, or --without_BatchNorm")
+        parser.error("argument --batch_size: 1 is not allowed with BatchNorm1d, which needs two "
+                     "samples to have a variance; take 2 or more, or --without_BatchNorm")
     options.settings = combinations(options)
     if any(len(run.name) > LONGEST_NAME for run in options.settings):
         parser.error("the settings have too many digits for the name of a run's folder, at most "
@@ -227,8 +237,12 @@ def command(parser: Parser, options, run: Settings) -> str:
     for name in (*vars(run), "device", "data_dir", "runs_dir"):
         value = getattr(run, name, getattr(options, name, None))
         if name not in ("network", "seed") and value != parser.get_default(name):
-            apart = [f"--{name}", str(value)]
-            words += apart[:1] if value is True else ["=".join(apart)] if apart[1][0] == "-" else apart
+            if value is True:
+                words.append(f"--{name}")
+            elif str(value).startswith("-"):
+                words.append(f"--{name}={value}")
+            else:
+                words += [f"--{name}", str(value)]
     return shlex.join(words)
 
 

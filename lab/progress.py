@@ -90,15 +90,17 @@ def print_results(folders: dict[Settings, RunFolder]) -> None:
             failed += 1
             rows.append((folder.name, [], f"failed: {failure.get('reason')}"))
         elif result:
-            more = f"finished with {result['epochs']} epochs" * (result["epochs"] > settings.num_epochs)
+            longer = result["epochs"] > settings.num_epochs
+            more = f"finished with {result['epochs']} epochs" * longer
             rows.append((folder.name, [
-                str(result["epochs"]), str(result["best_epoch"]), f"{result['val_loss']:.4f}",
-                f"{result['val_acc']:.4f}", f"{result['test_loss']:.4f}", f"{result['test_acc']:.4f}",
+                str(result["epochs"]), str(result["best_epoch"]),
+                *(f"{result[key]:.4f}" for key in ("val_loss", "val_acc", "test_loss", "test_acc")),
                 f"{result['seconds']:.1f}"], more))
     print()
     if rows:
         print_table(["run", "epochs", "best epoch", "val loss", "val acc", "test loss", "test acc",
-                     "seconds"], rows, drop=["seconds", "test loss", "val loss", "epochs", "best epoch"])
+                     "seconds"], rows,
+                    drop=["seconds", "test loss", "val loss", "epochs", "best epoch"])
     if failed:
         print(f"{failed} of {len(folders)} run{'s' * (len(folders) > 1)} failed; "
               "the same command with --retry trains them again")

@@ -1,8 +1,8 @@
-"""A first look (`make train`): train both networks at their best settings, then print and draw how they did.
+"""A first look (`make train`): both networks at their best settings, their results as a picture.
 
-Takes CIFAR-10, downloading it once to data/; without a network connection, and saying so, the built-in generated
-set. The runs land in runs/, the picture in runs/first_look.png. The CNN trains for 50 epochs on a GPU, for 3 on a
-CPU (a few minutes); both go on from there when they are asked for more.
+Takes CIFAR-10, downloading it once to data/; without a network connection, and saying so, the
+built-in generated set. The runs land in runs/, the picture in runs/first_look.png. The CNN trains
+for 50 epochs on a GPU, for 3 on a CPU (a few minutes); both go on when asked for more.
 """
 
 import argparse
@@ -19,8 +19,10 @@ from store.settings import DEFAULTS, Settings
 
 def main() -> int:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data_dir", type=Path, help="CIFAR-10, or an image folder with train/CLASS/, test/CLASS/")
-    parser.add_argument("--runs_dir", type=Path, default=ROOT / "runs", help="default: runs/ of this repository")
+    parser.add_argument("--data_dir", type=Path,
+                        help="CIFAR-10, or an image folder with train/CLASS/, test/CLASS/")
+    parser.add_argument("--runs_dir", type=Path, default=ROOT / "runs",
+                        help="default: runs/ of this repository")
     options = parser.parse_args()
     try:
         data = [f"--data_dir={options.data_dir}"] if options.data_dir else cifar_or_synthetic()
@@ -53,8 +55,8 @@ def cifar_or_synthetic() -> list[str]:
         if "cannot download" not in str(error):
             raise
         line = "*" * 100
-        print(f"{line}\n{error}\n\nNO CIFAR-10: TRAINING ON THE GENERATED SET (--synthetic) INSTEAD. Its numbers say "
-              f"nothing about CIFAR-10.\n{line}", flush=True)
+        print(f"{line}\n{error}\n\nNO CIFAR-10: TRAINING ON THE GENERATED SET (--synthetic) "
+              f"INSTEAD. Its numbers say nothing about CIFAR-10.\n{line}", flush=True)
         return ["--synthetic"]
 
 
@@ -72,16 +74,19 @@ def summarize(runs: dict[str, RunFolder], picture: Path) -> None:
     import matplotlib.pyplot as plt
 
     source = next(iter(runs.values())).config()["data"]["source"]
-    print(f"\n{'':4}  epochs  validation accuracy  test accuracy  test loss  seconds     (data: {source})")
+    print(f"\n{'':4}  epochs  validation accuracy  test accuracy  test loss  seconds"
+          f"     (data: {source})")
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     for (name, run), colour in zip(runs.items(), ("#0072b2", "#d55e00"), strict=True):
         result, rows = run.result(), run.metrics()
-        print(f"{name:4}  {result['epochs']:6}  {result['val_acc']:19.4f}  {result['test_acc']:13.4f}"
-              f"  {result['test_loss']:9.4f}  {result['seconds']:7.1f}")
+        print(f"{name:4}  {result['epochs']:6}  {result['val_acc']:19.4f}  "
+              f"{result['test_acc']:13.4f}  {result['test_loss']:9.4f}  {result['seconds']:7.1f}")
         for key, style in (("train_acc", "--"), ("val_acc", "-")):
-            axes.plot([row["epoch"] for row in rows], [row[key] for row in rows], style, color=colour, marker=".",
+            axes.plot([row["epoch"] for row in rows], [row[key] for row in rows], style,
+                      color=colour, marker=".",
                       label=f"{name}, {'training' if key == 'train_acc' else 'validation'}")
-    axes.set(xlabel="epoch", ylabel="accuracy", title=f"hand-written BatchNorm and Dropout ({source} data)")
+    axes.set(xlabel="epoch", ylabel="accuracy",
+             title=f"hand-written BatchNorm and Dropout ({source} data)")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
     axes.legend()

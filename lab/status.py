@@ -1,11 +1,10 @@
 #!/usr/bin/env python3
 """How far the runs of a study are, read from their folders alone: while workers train, and after.
 
-    ./run_grid.sh mlp --plan | python lab/status.py            a table
-    ./run_grid.sh mlp --plan | python lab/status.py --outcome  the same in words, and the best settings
+    ./run_grid.sh mlp --plan | python lab/status.py            a table, as `--status` prints it
+    ./run_grid.sh mlp --plan | python lab/status.py --outcome  what is left; the best settings
 
-`run_grid.sh … --status` is the first of these. A plan is for programs: a line of JSON per run, with
-its folder, its epochs and the command line that trains it.
+A plan is for programs: a line of JSON per run, with its folder, epochs and command line.
 """
 
 import os
@@ -35,6 +34,7 @@ from store.files import UserError, make_folder, one_line
 from store.run import STATES, Run, RunFolder, forget_failures
 
 ENDED = {"finished", "failed"}
+BAR = "{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} epochs [{elapsed}{postfix}]"
 
 
 class Entry(NamedTuple):
@@ -87,12 +87,15 @@ class Standing(NamedTuple):
 
 def read_plan(lines: Iterable[str]) -> list[Entry]:
     plan = map(json.loads, lines)
-    return [Entry(RunFolder(Path(each["folder"])), each["num_epochs"], each["command"]) for each in plan]
+    return [Entry(RunFolder(Path(each["folder"])), each["num_epochs"], each["command"])
+            for each in plan]
 
 
 def seconds_left(standings: list[Standing]) -> float | None:
-    """Time until all is done, with as many workers as are running now (at least one); None if nothing
-    tells. A run without a speed gets the mean of those of its network and batch size, or network.
+    """Time until all is done, with as many workers as are running now (at least one).
+
+    None if nothing tells. A run without a speed gets the mean of those of its network and batch
+    size, or network.
     """
     speeds: dict = {}
     for each in standings:
@@ -103,7 +106,8 @@ def seconds_left(standings: list[Standing]) -> float | None:
     total = 0.0
     for each in standings:
         if each.open_epochs:
-            speed = each.run.seconds_per_epoch or next((means[kind] for kind in kinds(each) if kind in means), None)
+            speed = each.run.seconds_per_epoch or next(
+                (means[kind] for kind in kinds(each) if kind in means), None)
             if speed is None:
                 return None
             total += each.open_epochs * speed
@@ -117,14 +121,17 @@ def kinds(each: Standing) -> list[tuple]:
 
 def workers(standings: list[Standing]) -> int:
     """The processes that train, at least one; each may train several runs side by side."""
-    return max(1, len({each.run.worker.split(" since ")[0] for each in standings if each.state == "running"}))
+    return max(1, len({each.run.worker.split(" since ")[0] for each in standings
+                       if each.state == "running"}))
 
 
 def duration(seconds: float | None) -> str:
     if seconds is None:
         return "unknown"
+    if seconds < 100:
+        return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
-    return f"{seconds:.0f} s" if seconds < 100 else f"{minutes} min" if minutes < 100 else f"{seconds / 3600:.1f} h"
+    return f"{minutes} min" if minutes < 100 else f"{seconds / 3600:.1f} h"
 
 
 def summary(standings: list[Standing]) -> str:
@@ -132,10 +139,10 @@ def summary(standings: list[Standing]) -> str:
     text = f"{len(standings)} run{'s' * (len(standings) != 1)}: "
     text += ", ".join(f"{count[state]} {state}" for state in STATES)
     if any(each.open_epochs for each in standings):
-        left, n = duration(seconds_left(standings)), workers(standings)
-        text += f"; time left with {n} worker{'s' * (n != 1)}: {left}"
-        if left != "unknown":
-            text += time.strftime(", until about %H:%M", time.localtime(time.time() + seconds_left(standings)))
+        left, n = seconds_left(standings), workers(standings)
+        text += f"; time left with {n} worker{'s' * (n != 1)}: {duration(left)}"
+        if left is not None:
+            text += time.strftime(", until about %H:%M", time.localtime(time.time() + left))
     return text
 
 
@@ -143,16 +150,18 @@ def print_plan(plan: list[Entry]) -> None:
     """What --dry-run shows: folder, epochs, and the state of what is there."""
     for each in plan:
         state = each.folder.read().state(each.num_epochs)
-        print(one_line(f"{each.folder.folder}  ({each.num_epochs} epoch{'s' * (each.num_epochs != 1)})")
-              + f"  {state}" * (state != "missing"))
+        epochs = f"{each.num_epochs} epoch{'s' * (each.num_epochs != 1)}"
+        print(one_line(f"{each.folder.folder}  ({epochs})") + f"  {state}" * (state != "missing"))
 
 
 def print_status(standings: list[Standing]) -> None:
     """A table of all runs, the most accurate first."""
     def row(each: Standing) -> tuple:
         speed, best = each.run.seconds_per_epoch, each.best
-        return each.name, [f"{each.state:11}", f"{each.epochs}/{each.num_epochs}", f"{speed:.2f}" if speed else "-",
-                           *(f"{best[key]:.4f}" if best else "-" for key in ("val_acc", "test_acc"))], each.reason
+        cells = [f"{each.state:11}", f"{each.epochs}/{each.num_epochs}",
+                 f"{speed:.2f}" if speed else "-",
+                 *(f"{best[key]:.4f}" if best else "-" for key in ("val_acc", "test_acc"))]
+        return each.name, cells, each.reason
 
     ranked = sorted(standings, key=lambda each: -each.best["val_acc"] if each.best else 1)
     print_table(["run", f"{'state':11}", "epoch", "s/epoch", "best val acc", "its test acc"],
@@ -170,10 +179,10 @@ def print_answer(standings: list[Standing], most: int = 5) -> None:
                 settings.setdefault((each.run.setting, each.run.variant), []).append(each)
         ranked = sorted(settings.values(), key=lambda those: -mean(those, "val_acc"))
         print()
-        print_table([f"best settings, {network}", "val acc", "test acc", "seeds"],
-                    [("_".join(filter(None, (those[0].run.setting, those[0].run.variant))),
-                      [f"{mean(those, key):.4f}" for key in ("val_acc", "test_acc")] + [str(len(those))], "")
-                     for those in ranked[:most]], drop=["seeds"])
+        rows = [("_".join(filter(None, (those[0].run.setting, those[0].run.variant))),
+                 [*(f"{mean(those, key):.4f}" for key in ("val_acc", "test_acc")), str(len(those))],
+                 "") for those in ranked[:most]]
+        print_table([f"best settings, {network}", "val acc", "test acc", "seeds"], rows, ["seeds"])
         best = sorted(ranked[0], key=lambda each: each.run.seed)
         seeds = " --seed " + " ".join(str(each.run.seed) for each in best)
         print(one_line(f"the best:  python {best[0].command}{seeds}"))
@@ -189,28 +198,34 @@ def mean(standings: list[Standing], key: str) -> float:
 
 
 def watch(plan: list[Entry], parent: int) -> None:
-    """A bar over all epochs on a terminal, elsewhere a line per run that ends; as long as `parent` lives."""
+    """Show a bar over all epochs on a terminal, elsewhere a line per run that ends.
+
+    Goes on as long as the process `parent` lives, which started it.
+    """
     from tqdm import tqdm
 
     terminal = sys.stderr.isatty()
-    bar = tqdm(total=sum(each.num_epochs for each in plan), disable=not terminal, dynamic_ncols=True,
-               bar_format="{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} epochs [{elapsed}{postfix}]")
+    bar = tqdm(total=sum(each.num_epochs for each in plan), disable=not terminal,
+               dynamic_ncols=True, bar_format=BAR)
     standings = [each.read() for each in plan]
     told = {each.name for each in standings if each.state in ENDED}
 
     def show() -> None:
-        standings[:] = [each if each.state == "finished" else Entry(*each[1:]).read() for each in standings]
+        standings[:] = [each if each.state == "finished" else Entry(*each[1:]).read()
+                        for each in standings]
         count = Counter(each.state for each in standings)
         bar.n = sum(each.epochs for each in standings)
-        runs, left = f"{count['finished']}/{len(plan)} runs", f"{duration(seconds_left(standings))} left"
+        runs, left = f"{count['finished']}/{len(plan)} runs", duration(seconds_left(standings))
+        failed = f"{count['failed']} failed"
         bar.set_postfix_str(fitting([
-            f"{runs}, {count['running']} running, {count['failed']} failed, {left}",
-            f"{runs}, {count['failed']} failed, {left}", f"{runs}, {left}"], columns(sys.stderr) - 45))
+            f"{runs}, {count['running']} running, {failed}, {left} left",
+            f"{runs}, {failed}, {left} left", f"{runs}, {left}"], columns(sys.stderr) - 45))
         for each in standings:
             if each.state in ENDED and each.name not in told:
                 told.add(each.name)
                 if not terminal:
-                    print(f"{each.state} {each.name}  ({count['finished']}/{len(plan)} finished)", flush=True)
+                    print(f"{each.state} {each.name}  ({count['finished']}/{len(plan)} finished)",
+                          flush=True)
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # after `stty tostop` a write would stop it
@@ -224,8 +239,7 @@ def watch(plan: list[Entry], parent: int) -> None:
 
 
 def wait(plan: list[Entry]) -> int:
-    """Wait until nothing is being trained, then return 0; return 1 at once if an unfinished run has
-    no worker."""
+    """Wait until nothing is being trained, then return 0; 1 at once if a run left is idle."""
     while True:
         states = {each.folder.read().state(each.num_epochs) for each in plan}
         if "running" not in states or states & {"interrupted", "missing"}:
@@ -246,7 +260,7 @@ def print_logs(plan: list[Entry]) -> None:
 
 
 def print_outcome(plan: list[Entry]) -> int:
-    """What is not finished, and the best of what is; returns the exit code, 1 if anything is left."""
+    """What is not finished, and the best of what is; returns the exit code, 1 if any is left."""
     standings = [each.read() for each in plan]
     unfinished = [each for each in standings if each.state != "finished"]
     for each in unfinished:
@@ -259,10 +273,11 @@ def print_outcome(plan: list[Entry]) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_mutually_exclusive_group().add_argument
-    add("--watch", type=int, metavar="PID", help="go on showing the progress, while that process lives")
-    add("--outcome", action="store_true", help="print what is not finished; exit code 1 if anything")
+    add("--watch", type=int, metavar="PID", help="show the progress while that process lives")
+    add("--outcome", action="store_true", help="print what is not finished; exit code 1 if any")
     add("--wait", action="store_true", help="wait while others train; exit code 1 if a run is left")
     add("--forget", action="store_true", help="let failed runs be trained again")
     add("--dry-run", action="store_true", help="print folder, epochs and state of each run")
@@ -273,7 +288,8 @@ def main() -> int:
         if not plan:
             raise ValueError
     except (ValueError, TypeError, KeyError):
-        parser.exit(2, "status.py: error: no plan on standard input; pipe in that of run_grid.sh … --plan\n")
+        parser.exit(2, "status.py: error: no plan on standard input; pipe in that of "
+                       "run_grid.sh … --plan\n")
     try:
         if options.outcome:
             return print_outcome(plan)

@@ -47,7 +47,7 @@ def begin() -> None:
 
 @contextlib.contextmanager
 def gently() -> Iterator[None]:
-    """Within, the first Ctrl-C is a KeyboardInterrupt: locks are given back, an epoch is written."""
+    """Within, the first Ctrl-C raises KeyboardInterrupt: locks go, the last epoch is written."""
     _on_interrupt(_raise)
     try:
         yield
