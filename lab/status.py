@@ -204,6 +204,7 @@ def watch(plan: list[Entry], parent: int) -> None:
     """
     from tqdm import tqdm
 
+    signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # after `stty tostop` a write would stop it
     terminal = sys.stderr.isatty()
     bar = tqdm(total=sum(each.num_epochs for each in plan), disable=not terminal,
                dynamic_ncols=True, bar_format=BAR)
@@ -228,7 +229,6 @@ def watch(plan: list[Entry], parent: int) -> None:
                           flush=True)
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
-    signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # after `stty tostop` a write would stop it
     try:
         while os.getppid() == parent:
             show()

@@ -5,13 +5,13 @@ import fcntl
 import json
 import os
 import pty
+import select
 import shlex
 import signal
 import struct
 import subprocess
 import sys
 import termios
-import time
 from pathlib import Path
 
 import pytest
@@ -59,12 +59,11 @@ def in_terminal(command: list, columns: int = 100, tostop: bool = False, **optio
             os.execve(command[0], list(map(str, command)), {
                 **os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1", "TERM": "xterm", **options})
         os._exit(99)
-    shown, end = b"", time.monotonic() + 120
+    shown = b""
     with contextlib.suppress(OSError):  # how Linux says that all have closed the terminal
-        while part := os.read(ours, 4096):
+        while select.select([ours], [], [], 120)[0] and (part := os.read(ours, 4096)):
             shown += part
-            assert time.monotonic() < end
-    os.close(ours)
+    os.close(ours)  # which ends by SIGHUP what still has it
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), shown.decode()
 
 
@@ -171,7 +170,8 @@ def test_output_that_nobody_takes_ends_nothing(unwritable, image_folder, tmp_pat
                       ["--batch_size", "32", "--num_epochs", "1", "--data_dir", image_folder]):
         done = python(ROOT / "mlp" / "main.py", *arguments, *["--runs_dir", tmp_path][:2 * (arguments != ["--help"])],
                       **unwritable)
-        assert (done.returncode, done.stderr) == (0, ""), arguments
+        told = [line for line in done.stderr.splitlines() if not line.startswith("decoding ")]
+        assert (done.returncode, told) == (0, []), arguments
     assert len(list(tmp_path.glob("mlp/*/result.json"))) == 1
     for flag in ("--dry-run", "--status", "--help"):
         process = start("batch_size", flag, "--runs_dir", tmp_path, stderr=subprocess.PIPE, text=True,
@@ -323,7 +323,7 @@ bar.epoch({"val_loss": 1.2, "val_acc": 0.5, "seconds": 12.3})
 bar.close()
 """
     _, shown = in_terminal([sys.executable, "-c", code], columns, PYTHONPATH=str(ROOT))
-    line = shown.replace("\r", "\n").splitlines()[-1]
+    line = [line for line in shown.replace("\r", "\n").splitlines() if "|" in line][-1]
     assert "acc 0.500]" in line or "acc 0.500, " in line
     assert len(line) <= columns and len(line.split("|")[1]) >= 5
 
