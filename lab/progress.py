@@ -11,7 +11,8 @@ from store.run import RunFolder
 from store.settings import Settings
 
 BAR = "{desc} |{bar}| {n:.1f}/{total} [{elapsed}<{remaining}{postfix}]"
-ROOM = 36  # columns of the bar and of the numbers beside it
+ROOM = 32  # columns of the bar and of the numbers beside it
+LEAST = len("acc 0.000")  # that follows them
 
 
 class Pace:
@@ -39,7 +40,7 @@ class Progress:
         self.bar = None
         if sys.stderr.isatty() and sys.stdout.isatty():
             self.bar = tqdm(total=settings.num_epochs, bar_format=BAR, dynamic_ncols=True,
-                            desc=short(self.title, columns(sys.stderr) - ROOM))
+                            desc=short(self.title, columns(sys.stderr) - ROOM - LEAST))
 
     def begin(self, epoch: int) -> None:
         """The run goes on after so many epochs."""
@@ -60,7 +61,7 @@ class Progress:
         left = f", {self.pace.left()}" if self.pace else ""
         if self.bar is not None:
             room = columns(sys.stderr) - ROOM
-            self.bar.set_description_str(short(self.title, room), refresh=False)
+            self.bar.set_description_str(short(self.title, room - LEAST), refresh=False)
             loss, accuracy = f"val loss {row['val_loss']:.3f} acc ", f"{row['val_acc']:.3f}"
             self.bar.set_postfix_str(fitting(
                 [f"{loss}{accuracy}, {row['seconds']:.1f} s/epoch{left}", f"{loss}{accuracy}{left}",
