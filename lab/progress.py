@@ -50,7 +50,7 @@ class Progress:
     def step(self, share: float) -> None:
         """One step is done: this share of an epoch."""
         if self.bar is not None:
-            self.bar.update(share)
+            self.bar.update(min(share, self.bar.total - self.bar.n))  # shares are rounded
 
     def level(self, epoch: int) -> None:
         """Free the bar of the rounding of its shares."""

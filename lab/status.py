@@ -220,7 +220,7 @@ def watch(plan: list[Entry], parent: int) -> None:
         failed = f"{count['failed']} failed"
         bar.set_postfix_str(fitting([
             f"{runs}, {count['running']} running, {failed}, {left} left",
-            f"{runs}, {failed}, {left} left", f"{runs}, {left}"], columns(sys.stderr) - 45))
+            f"{runs}, {failed}, {left} left", f"{runs}, {left}"], columns(sys.stderr) - 36))
         for each in standings:
             if each.state in ENDED and each.name not in told:
                 told.add(each.name)
