@@ -157,7 +157,8 @@ class RunFolder:
 
     def result(self) -> dict | None:
         result = read_json(self.folder / "result.json")
-        return result if result and all(is_number(result.get(key)) for key in RESULT) else None
+        fits = result and all(is_number(result.get(key)) for key in RESULT)
+        return result if fits and type(result["epochs"]) is int else None
 
     def failure(self) -> dict | None:
         failure = read_json(self.folder / "failed.json")

@@ -8,6 +8,7 @@ import errno
 import fcntl
 import functools
 import io
+import json
 import os
 import pickle
 import random
@@ -31,7 +32,7 @@ from lab.checkpoint import as_bytes, identity, take_up
 from load_data import load_cifar_2d
 from store import files
 from store.files import UserError, lock, write_file
-from store.run import RunFolder, intact
+from store.run import RESULT, RunFolder, intact
 
 
 @pytest.fixture(scope="session")
@@ -432,8 +433,11 @@ def test_half_a_last_line_of_metrics_is_no_epoch(half_done):
         assert [row["epoch"] for row in RunFolder(folder).metrics()] == [1]
 
 
+FOREVER = json.dumps(dict.fromkeys(RESULT, 1e200)).encode()
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b'{"epochs": 99}', b'{"epochs": "3"}', b"\xff",
-                                     b'{"epochs": 99, "best_epoch": null}', b"[" * 100_000])
+                                     b'{"epochs": 99, "best_epoch": null}', b"[" * 100_000, FOREVER])
 def test_a_damaged_result_of_a_finished_run_is_written_anew(content, undisturbed, tmp_path):
     wanted = case("mlp")
     shutil.copytree(undisturbed(wanted)[2], tmp_path / "runs")
