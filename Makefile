@@ -3,6 +3,7 @@
 # make figures  every figure, table and REPORT.md, from results/
 # make lint     ruff and shellcheck
 # make bench    measured comparisons with PyTorch's own layers and with a plain loop
+# make gpu      every test and measurement that needs a GPU, in eight minutes at most; takes DATA=path too
 # make faults   the whole count of injected faults (CI runs a tenth)
 # Each of them makes its own virtual environment first. PYTHON=… picks the interpreter that does (3.10 or newer).
 
@@ -10,7 +11,7 @@ PYTHON ?= python3
 VENV ?= .venv
 DATA ?=
 
-.PHONY: help train test lint figures bench faults
+.PHONY: help train test lint figures bench gpu faults
 .DELETE_ON_ERROR:
 
 help:  # what `make` alone does: print the lines above
@@ -31,6 +32,9 @@ figures: $(VENV)/installed
 
 bench: $(VENV)/installed
 	$(VENV)/bin/python bench/bench.py $(if $(DATA),--data_dir "$(DATA)")
+
+gpu: $(VENV)/installed-tests
+	$(VENV)/bin/python bench/gpu.py $(if $(DATA),--data_dir "$(DATA)")
 
 faults: $(VENV)/installed-tests
 	FAULTS=full $(VENV)/bin/python -m pytest tests/test_faults.py tests/test_checkpoint.py tests/test_tracking.py \

@@ -1,6 +1,8 @@
 #!/usr/bin/env python3
 """Measure the hand-written layers against PyTorch's own, and the training loop against a plain one (`make bench`).
 
+It measures the CPU alone, and waits for no device: for a GPU there is bench/gpu.py.
+
 Prints one table. What is compared is measured in turns, in one process where it can be, and given as medians with
 the quartiles, since these machines drift: only ratios of one run count. The ratio of a step, of memory and of --help is
 ours / theirs, that of an epoch or a run theirs / ours, and that of the start the difference in seconds. Without
