@@ -1,8 +1,7 @@
 """The training loop of both networks. It knows nothing of files.
 
-Every random number follows from (seed, epoch): a run that goes on after any epoch equals one that
-was never interrupted. The data set lies on the device as a whole, and an epoch waits for the device
-once, at its end, when its losses are read.
+Every random number follows from (seed, epoch): a run that goes on equals one never interrupted. The
+data set lies on the device, and an epoch waits for the device once, when its losses are read.
 """
 
 import math
@@ -32,10 +31,10 @@ class Diverged(Exception):
 
 
 class Trainer:
-    """A network in training: weights, optimizer, and the metrics of its epochs so far.
+    """A network in training: weights, optimizer, and a row of metrics per finished epoch.
 
-    `rows` holds a dict per finished epoch, `best` the row with the best validation accuracy, and
-    `best_weights` the network's state_dict at that epoch, on the CPU. `data` lies on the device.
+    `best` is the row with the best validation accuracy, `best_weights` the network's state_dict
+    there, on the CPU. `data` lies on the device.
     """
 
     def __init__(self, build: Callable[[Settings, int], nn.Module], data: Data, settings: Settings,
@@ -56,26 +55,22 @@ class Trainer:
 
     @property
     def epoch(self) -> int:
-        """The number of finished epochs."""
-        return len(self.rows)
+        return len(self.rows)  # the finished ones
 
     @property
-    def steps(self) -> int:
-        """The number of steps in an epoch; the incomplete last batch is left out."""
+    def steps(self) -> int:  # in an epoch, without the incomplete last batch
         return len(self.data.train.labels) // self.settings.batch_size
 
     def run_epoch(self, on_step: Callable[[], None] = lambda: None) -> dict:
         """Train for an epoch and evaluate; returns the epoch's row, or raises Diverged."""
         start = time.perf_counter()
-        losses, right = [], []
+        steps = []
         self.network.train()
         for index in self.batches():
-            self.set_learning_rate(len(losses))
-            loss, count = self.step(index)
-            losses.append(loss)
-            right.append(count)
+            self.set_learning_rate(len(steps))
+            steps.append(self.step(index))
             on_step()
-        measured = {"train": (torch.stack(losses), torch.stack(right))}
+        measured = {"train": tuple(map(torch.stack, zip(*steps, strict=True)))}
         self.network.eval()
         for name in ("val", "test"):
             split = getattr(self.data, name)
@@ -110,8 +105,7 @@ class Trainer:
     def end_epoch(self, measured: dict[str, tuple[Tensor, Tensor]], start: float) -> dict:
         """The row of an epoch begun at `start`, from losses and right answers of each split."""
         sums = [torch.stack((losses.mean(), right.sum())) for losses, right in measured.values()]
-        sizes = (self.steps * self.settings.batch_size, len(self.data.val.labels),
-                 len(self.data.test.labels))
+        sizes = self.steps * self.settings.batch_size, *(len(s.labels) for s in self.data[1:3])
         row = {"epoch": self.epoch + 1}
         sums = torch.stack(sums).tolist()  # waits for the device
         for name, size, (loss, count) in zip(measured, sizes, sums, strict=True):
@@ -123,30 +117,26 @@ class Trainer:
         self.rows.append(row)
         if not self.best or row["val_acc"] > self.best["val_acc"]:
             self.best = row
-            self.best_weights = {name: value.detach().to("cpu", copy=True)
-                                 for name, value in self.network.state_dict().items()}
+            self.best_weights = on_cpu(self.network.state_dict(), copy=True)
         return row
 
     def state_dict(self) -> dict:
-        return {"network": on_cpu(self.network.state_dict()),
-                "optimizer": on_cpu(self.optimizer.state_dict()),
-                "rows": self.rows, "best": self.best, "best_weights": self.best_weights}
+        own = {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
+        return {**on_cpu(own), "rows": self.rows, "best": self.best,
+                "best_weights": self.best_weights}
 
     def load_state_dict(self, state: dict) -> None:
         """Take up weights, moments and rows; all else of the optimizer is the run's own."""
         self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(),
-                                        "state": state["optimizer"]["state"]})
-        self.rows, self.best = state["rows"], state["best"]
-        self.best_weights = state["best_weights"]
+        moments = {"state": state["optimizer"]["state"]}
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), **moments})
+        self.rows, self.best, self.best_weights = map(state.get, ("rows", "best", "best_weights"))
 
 
 def seed_epoch(seed: int, epoch: int) -> torch.Generator:
     """Start all random numbers of one epoch, epoch 0 being the initialization.
 
-    The order of the samples has a stream of its own, the returned one, the same on every device and
-    whatever else is drawn. Weights, masks and augmentation draw from the default generators.
-    """
+    The order of samples has the returned stream, all else the default generators."""
     order, others = np.random.SeedSequence((seed, epoch)).generate_state(2, np.uint64)
     torch.manual_seed(int(others))
     return torch.Generator().manual_seed(int(order))

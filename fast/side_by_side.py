@@ -1,10 +1,11 @@
 """Train several MLPs at once that see the same batches: the runs of a grid.
 
 Each batch is prepared once for all, and their first layers, which take most of the time, are one
-product: it reads the images from memory once instead of eight times. All else is each network's own:
-random numbers, loss, optimizer, rows, and what goes wrong with it. Each ends as it would alone, bit
-for bit where the product sums a column in the same order whatever stands beside it: with 100 hidden
-units oneDNN (fast/linear.py) does so on up to 32 threads. Elsewhere rounding differs.
+product: it reads the images from memory once instead of eight times. All else is each network's
+own: random numbers, loss, optimizer, rows, and what goes wrong with it. Each ends as it would
+alone, bit for bit where the product sums a column in the same order whatever stands beside it:
+with 100 hidden units oneDNN (fast/linear.py) does so on up to 32 threads. Elsewhere rounding
+differs.
 """
 
 import time

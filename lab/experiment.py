@@ -13,6 +13,7 @@ import torch
 
 from lab.active_run import ActiveRun, in_words, train
 from lab.progress import Pace, print_results
+from lab.terminal import gently
 from lab.tracking import chosen_tools
 from load_data import Data
 from store.files import UserError, one_line
@@ -25,6 +26,7 @@ SIDE_BY_SIDE = 8  # small MLPs at once: enough to gain from it, few enough for s
 Load = Callable[[Path, bool], Data]
 
 
+@gently()
 def run_experiment(options, build: Build, load: Load) -> int:
     """Do what the command line says; returns the exit code."""
     try:

@@ -48,11 +48,12 @@ def begin() -> None:
 @contextlib.contextmanager
 def gently() -> Iterator[None]:
     """Within, the first Ctrl-C raises KeyboardInterrupt: locks go, the last epoch is written."""
+    before = signal.getsignal(signal.SIGINT)
     _on_interrupt(_raise)
     try:
         yield
     finally:
-        _on_interrupt(_leave)
+        _on_interrupt(before)
 
 
 def _on_interrupt(action) -> None:

@@ -18,6 +18,3 @@ torch.func get the definitions, and tests hold everything else against these.
 from layers.functional import batch_norm, batch_norm_in_training, batch_statistics, dropout
 from layers.modules import BatchNorm, BatchNorm1d, BatchNorm2d, Dropout, Dropout2d
 from layers.normalize import Normalize
-
-__all__ = ["BatchNorm", "BatchNorm1d", "BatchNorm2d", "Dropout", "Dropout2d", "Normalize",
-           "batch_norm", "batch_norm_in_training", "batch_statistics", "dropout"]

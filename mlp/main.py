@@ -6,7 +6,7 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
 
-from lab.terminal import begin, gently
+from lab.terminal import begin
 
 if __name__ == "__main__":
     begin()  # before all that takes time, as Ctrl-C may come
@@ -20,6 +20,4 @@ if __name__ == "__main__":
     from load_data import load_cifar_2d
     from mlp.model import build
 
-    with gently():
-        code = run_experiment(options, build, load_cifar_2d)
-    sys.exit(code)
+    sys.exit(run_experiment(options, build, load_cifar_2d))

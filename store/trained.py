@@ -156,10 +156,10 @@ def signature(x: Tensor) -> tuple:
             x.requires_grad)
 
 
-def on_cpu(state):
+def on_cpu(state, copy: bool = False):
     """Nested dicts and lists with their tensors on the CPU."""
     if isinstance(state, dict):
-        return {key: on_cpu(value) for key, value in state.items()}
+        return {key: on_cpu(value, copy) for key, value in state.items()}
     if isinstance(state, list):
-        return [on_cpu(value) for value in state]
-    return state.detach().cpu() if isinstance(state, Tensor) else state
+        return [on_cpu(value, copy) for value in state]
+    return state.detach().to("cpu", copy=copy) if isinstance(state, Tensor) else state

@@ -24,7 +24,19 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import write_image_folder
-from faults import FULL, Case, Child, Operations, Undisturbed, at, case, count, die, moments, outcome
+from faults import (
+    FULL,
+    Case,
+    Child,
+    Operations,
+    Undisturbed,
+    at,
+    case,
+    count,
+    die,
+    moments,
+    outcome,
+)
 from in_process import main, only_run, random_data, settings_of, trainer_of
 
 from lab import active_run, experiment

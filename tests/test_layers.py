@@ -23,7 +23,14 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 
-from layers import BatchNorm1d, BatchNorm2d, Normalize, batch_norm, batch_norm_in_training, batch_statistics
+from layers import (
+    BatchNorm1d,
+    BatchNorm2d,
+    Normalize,
+    batch_norm,
+    batch_norm_in_training,
+    batch_statistics,
+)
 
 OURS = {nn.BatchNorm1d: BatchNorm1d, nn.BatchNorm2d: BatchNorm2d}
 NORMS = list(OURS)

@@ -11,7 +11,16 @@ import pytest
 import torch
 import torch.autograd.forward_ad as fwAD
 import torch.nn.functional as F
-from comparison import DEVICES, Operators, assert_as_accurate, assert_same, normal, randomized, step, tolerance
+from comparison import (
+    DEVICES,
+    Operators,
+    assert_as_accurate,
+    assert_same,
+    normal,
+    randomized,
+    step,
+    tolerance,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -23,7 +32,15 @@ from cnn import model as cnn
 from cnn.model import CNN
 from fast.blocks import NormReluPool, norm_relu_dropout_pool
 from fast.choice import faster, pool_early
-from layers import BatchNorm, BatchNorm1d, BatchNorm2d, Dropout, Dropout2d, Normalize, batch_statistics
+from layers import (
+    BatchNorm,
+    BatchNorm1d,
+    BatchNorm2d,
+    Dropout,
+    Dropout2d,
+    Normalize,
+    batch_statistics,
+)
 from layers.functional import kept
 from mlp import model as mlp
 from mlp.model import MLP

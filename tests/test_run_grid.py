@@ -16,7 +16,16 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, run_main
-from grid import call, differences, epochs_per_run, kill_worker, processes, start, wait_until, workers
+from grid import (
+    call,
+    differences,
+    epochs_per_run,
+    kill_worker,
+    processes,
+    start,
+    wait_until,
+    workers,
+)
 
 from lab import status
 from store.run import RunFolder

@@ -46,7 +46,12 @@ def hparams_view(runs_dir) -> tuple[set[str], list]:
     from tensorboard.backend.event_processing import data_provider, plugin_event_multiplexer
     from tensorboard.context import RequestContext
     from tensorboard.plugins.base_plugin import TBContext
-    from tensorboard.plugins.hparams import api_pb2, backend_context, get_experiment, list_session_groups
+    from tensorboard.plugins.hparams import (
+        api_pb2,
+        backend_context,
+        get_experiment,
+        list_session_groups,
+    )
 
     multiplexer = plugin_event_multiplexer.EventMultiplexer().AddRunsFromDirectory(str(runs_dir)).Reload()
     provider = data_provider.MultiplexerDataProvider(multiplexer, str(runs_dir))

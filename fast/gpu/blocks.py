@@ -4,7 +4,7 @@ Where dropout's masks come from:
     whole maps              PyTorch draws one number a map, the very ones of the plain path
     single values of a CNN  as large as x, so never stored: PyTorch draws a seed on the device, from
                             which the kernel draws by Philox
-    an MLP                  torch.rand; networks side by side share the numbers, whatever their rates
+    an MLP                  torch.rand; networks side by side share the numbers
 All follow from torch.manual_seed, and a CUDA graph draws other ones at every replay.
 
 No mask is kept for the derivatives. Forward notes a byte for each window: which of its four values
@@ -78,8 +78,8 @@ def constants(eps: tuple[float, ...], rates: tuple[float, ...], width: int, devi
 class NormReluPool(torch.autograd.Function):
     """MaxPool(dropout(ReLU(batch_norm(x)))) for x in channels_last order, with mean and variance.
 
-    The derivative is that of layers.Normalize. mask (N, C, 1, 1) or seed (1,) decide what is dropped;
-    without both nothing is.
+    The derivative is that of layers.Normalize. mask (N, C, 1, 1) or seed (1,) decide who is
+    dropped; without both nothing is.
     """
 
     @staticmethod

@@ -1,9 +1,9 @@
 """A training step as one CUDA graph: recorded once, replayed by a single call.
 
-A small network's step is some hundred kernels of a few microseconds each, and Python takes longer to
-start them than the card to run them. A graph holds addresses, so all that changes from step to step
-lies in tensors that stay where they are: weights, moments, running statistics, the batch's indices and
-the learning rate. Random numbers go on from the generator's state, as without a graph.
+A small network's step is some hundred kernels of a few microseconds each, and Python takes longer
+to start them than the card to run them. A graph holds addresses, so all that changes from step to
+step lies in tensors that stay where they are: weights, moments, running statistics, the batch's
+indices and the learning rate. Random numbers go on from the generator's state, as without a graph.
 
 Nobody has run this on a card yet, so CUDA_GRAPH=1 in the environment has to ask for it.
 """

@@ -1,12 +1,12 @@
 """Batch normalization, ReLU, dropout and MaxPool in Triton kernels, of both networks.
 
-A CNN's x has shape (N, C, H, W) in channels_last order: the C values of a pixel lie side by side. As
-in fast/blocks.py, x is read once forward, for statistics and pooling, and once backward; all else
-touches the quarter that MaxPool keeps. An MLP's x, (N, C), is small: one program takes a few columns
-through all steps.
+A CNN's x has shape (N, C, H, W) in channels_last order: the C values of a pixel lie side by side.
+As in fast/blocks.py, x is read once forward, for statistics and pooling, and once backward; all
+else touches the quarter that MaxPool keeps. An MLP's x, (N, C), is small: one program takes a few
+columns through all steps.
 
-Sums run within programs, then over programs, in an order that constants fix. There are no atomics and
-no autotuning, so a run repeats bit for bit. All arithmetic is float32, whatever x is stored in.
+Sums run within programs, then over programs, in an order that constants fix. There are no atomics
+and no autotuning, so a run repeats bit for bit. All arithmetic is float32, whatever x is stored in.
 
 `stats` holds four float32 rows of C values: mean, rest, variance and r = 1 / sqrt(variance + eps).
 `rest` is what the float32 mean lacks; a large mean would lose too much without it.
@@ -172,7 +172,7 @@ def forward_kernel(pooled_ptr, code_ptr, weight_ptr, bias_ptr, stats_ptr, mask_p
                    total, size, C):
     """pooled → y = ReLU(xhat * weight + bias) * mask * factor; code becomes 4 where y is zero.
 
-    mask (N, C) of whole maps, or None. `total` windows, `size` of them in a map. factor 1 / (1 - p).
+    mask (N, C) of whole maps, or None. `total` windows, `size` of them a map. factor 1 / (1 - p).
     """
     c, own = channels(C)
     window = tl.program_id(0) * WINDOWS + tl.arange(0, WINDOWS)
