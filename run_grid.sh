@@ -5,7 +5,7 @@
 set -euo pipefail
 
 trap '' PIPE  # a reader that goes ends nothing
-say() { echo "run_grid.sh: $*" >&2 2>/dev/null || true; }
+say() { local text="run_grid.sh: $*" && echo "${text//[![:print:]]/?}" >&2 2>/dev/null || true; }
 
 pids='' stopped='interrupted'
 stop() {
@@ -231,7 +231,8 @@ for pid in $pids; do
     say "a worker was ended by signal $((code - 128));" \
       "the others took over, or the same call goes on"
   elif ((code)); then
-    errors+=$(tail -n 1 -- "$(log $k)")$'\n'
+    last=$(tail -n 1 -- "$(log $k)")
+    errors+=${last:-run_grid.sh: a worker ended with exit code $code}$'\n'
   fi
   k=$((k + 1))
 done

@@ -12,6 +12,9 @@ import sys
 from collections.abc import Iterator
 
 
+PACKAGES = ("torch", "numpy", "PIL", "tqdm", "matplotlib")
+
+
 class Unfailing(io.FileIO):
     """A reader may go, a disk may fill: the rest is dropped, and the run goes on."""
 
@@ -26,6 +29,7 @@ class Unfailing(io.FileIO):
 def begin() -> None:
     """Have Ctrl-C end this process in one line, and output never end it."""
     _on_interrupt(_leave)
+    sys.excepthook = _explain
     for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(descriptor)
@@ -54,6 +58,15 @@ def gently() -> Iterator[None]:
         yield
     finally:
         _on_interrupt(before)
+
+
+def _explain(kind: type, error: BaseException, trace) -> None:
+    """Tell a package that is missing in one line; all else is a fault, with its traceback."""
+    if not issubclass(kind, ModuleNotFoundError) or error.name not in PACKAGES:
+        return sys.__excepthook__(kind, error, trace)
+    print(f"{sys.argv[0]}: error: this Python has no {error.name}; take that of .venv (make train), "
+          "or pip install -r requirements.txt", file=sys.stderr)
+    os._exit(2)
 
 
 def _on_interrupt(action) -> None:

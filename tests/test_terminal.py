@@ -240,6 +240,13 @@ def test_run_grid_is_found_through_links_and_from_other_shells_and_python_alone(
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.parametrize(("command", "package"), [("mlp/main.py", "torch"), ("plot.py", "numpy")])
+def test_a_package_that_is_missing_is_told_in_one_line(command, package, tmp_path):
+    (tmp_path / f"{package}.py").write_text(f"raise ModuleNotFoundError('gone', name={package!r})")
+    done = python(ROOT / command, env={"PYTHONPATH": str(tmp_path)}, cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and f"no {package}" in done.stderr
+
+
 def test_without_fcntl_it_is_one_line(tmp_path):
     for command in COMMANDS:
         done = python("-c", f"import runpy, sys; sys.modules['fcntl'] = None; sys.argv = ['x', '--help']; "
@@ -333,6 +340,7 @@ def test_what_is_misspelt_names_the_nearest(tmp_path):
         done = run_main("mlp", *arguments)
         assert done.returncode == 2 and f"did you mean {near}?" in done.stderr, done.stderr
     assert "did you mean ablation?" in call("abltion").stderr
+    assert "\x1b" not in call("\x1b[2J").stderr
     assert "the study comes first" in call("--num_epochs", 2, "mlp", "--runs_dir", tmp_path / "runs").stderr
 
 
