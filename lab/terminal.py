@@ -11,7 +11,6 @@ import signal
 import sys
 from collections.abc import Iterator
 
-
 PACKAGES = ("torch", "numpy", "PIL", "tqdm", "matplotlib")
 
 
