@@ -23,7 +23,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import write_image_folder
+from conftest import ROOT, write_image_folder
 from faults import (
     FULL,
     Case,
@@ -508,12 +508,17 @@ def test_nothing_is_written_through_links_and_pipes_in_a_folder_of_a_run(half_do
     assert victim.read_text() == "mine" and outcome(folder) == undisturbed(wanted)[0]
 
 
-def test_without_stdout_and_stderr_it_trains_all_the_same(undisturbed, tmp_path, monkeypatch):
+def test_without_stdout_and_stderr_it_trains_all_the_same(undisturbed, tmp_path):
     wanted = case("mlp")
-    with monkeypatch.context() as patch:
-        patch.setattr(sys, "stdout", None)
-        patch.setattr(sys, "stderr", None)
-        assert wanted.run(undisturbed.data, tmp_path) == 0
+
+    def close() -> None:
+        for stream in (0, 1, 2):
+            os.close(stream)
+
+    command = [sys.executable, ROOT / "mlp" / "main.py", "--device", "cpu", "--data_dir", undisturbed.data,
+               "--runs_dir", tmp_path, *wanted.flags]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    assert subprocess.run(list(map(str, command)), preexec_fn=close, env=environment).returncode == 0
     assert outcome(wanted.folder(tmp_path)) == undisturbed(wanted)[0]
 
 
