@@ -126,14 +126,24 @@ def read_state(content: bytes) -> dict:
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         for name in archive.namelist():
             if name.lower().endswith(".pkl"):
-                used = {str(what) for code, what, _ in pickletools.genops(archive.read(name))
-                        if "GLOBAL" in code.name}
-                if used - KINDS:  # a bytearray of any size, a tensor that is none
-                    raise ValueError(f"it holds {min(used - KINDS)}")
+                refuse_other_kinds(archive.read(name))
     state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     if not isinstance(state, dict):
         raise ValueError("it holds no state")
     return state
+
+
+def refuse_other_kinds(pickled: bytes) -> None:
+    """Raise ValueError for what a state never holds, and what may take all memory or time."""
+    tuples, last = set(), ""
+    for code, what, _ in pickletools.genops(pickled):
+        if "GLOBAL" in code.name and what not in KINDS:  # a bytearray of any size
+            raise ValueError(f"it holds {what}")
+        if "PUT" in code.name and "TUPLE" in last:
+            tuples.add(what)
+        if "GET" in code.name and what in tuples:  # pairs of pairs of pairs: as a key, without end
+            raise ValueError("it holds one tuple twice")
+        last = code.name
 
 
 def refuse_unlike(state: dict, own: dict) -> None:

@@ -257,6 +257,15 @@ def repacked(archive: bytes, change) -> bytes:
     return buffer.getvalue()
 
 
+def test_a_key_that_is_pairs_of_pairs_without_end_is_refused_at_once(good, tmp_path):
+    pairs = b"".join(b"h%c\x86q%c" % (i, i + 1) for i in range(60))  # of one thing, twice
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(repacked(good, lambda data: b"\x80\x02}K\x01\x85q\x00" + pairs + b"K\x01s."))
+    log = tmp_path / "log"
+    child = Child(lambda: take_up(RunFolder(tmp_path), lambda: trainer_of(SETTINGS, DATA)).epoch, log)
+    assert child.wait(limit=20) == 0 and "one tuple twice" in log.read_text()
+
+
 def test_whatever_the_pickle_in_an_intact_archive_says_the_process_stands(
         good, tmp_path, record_property):
     """A few bytes of it are changed, and the sums are made again."""
@@ -515,5 +524,6 @@ def test_what_does_not_fit_is_told_in_one_line_before_it_is_built(kind, finished
 
     assert Child(with_memory(6 * 10 ** 8, work), log).wait() == 2, log.read_text()
     assert log.read_text().count("\n") == 1 and ": error: " in log.read_text(), log.read_text()
+    assert "memory" not in log.read_text() and str(finished.folder) in log.read_text()
     assert time.monotonic() - started < 60
     assert not (finished.folder / "evaluation.json").exists()
