@@ -64,8 +64,9 @@ def suits(x: Tensor, norm: nn.Module) -> bool:
             and (DEVICE == "cpu" or x.get_device() == torch.cuda.current_device())
             and isinstance(norm, BatchNorm) and not norm.detach_statistics and eager()
             and all(values.dtype == torch.float32 and values.device == x.device
-                    and values.is_contiguous() for values in norm.state_dict().values()
-                    if values.dim()))
+                    and values.is_contiguous()
+                    for values in (norm.weight, norm.bias, norm.running_mean, norm.running_var)
+                    if values is not None))
 
 
 def wants_gradient(x: Tensor, norm: BatchNorm) -> bool:
