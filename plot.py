@@ -60,7 +60,7 @@ def main() -> int:
 
 def relocated(text: str, folder: Path, kind: str) -> str:
     """The text of a document with the links that it needs in `folder`, to figures of that kind."""
-    text = re.sub(r"\]\(([\w/]+\.py)",
+    text = re.sub(r"\]\(([\w/]+\.py|bench/README\.md)",
                   lambda match: f"]({os.path.relpath(ROOT / match[1], folder)}", text)
     return re.sub(r"(\]\(pics/\w+)\.(png|svg|pdf)\)", rf"\1.{kind})", text)
 
