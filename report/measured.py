@@ -50,7 +50,7 @@ def bagging(topic: dict) -> str:
             f"{topic['masks'][-1]} masks by {100 * (masked[-1] / measured[0] - 1):+.2f} %.")
 
 
-def batch_statistics(topic: dict) -> str:
+def statistics(topic: dict) -> str:
     sizes = topic["batch_sizes"]
     powers = [np.polyfit(np.log(sizes), np.log(topic[key]), 1)[0] for key in ("mean", "variance")]
     table = markdown(["batch size", "mean off by, standard deviations", "theory",

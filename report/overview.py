@@ -67,7 +67,7 @@ def claims(figure: Figure, found: list[Finding]) -> None:
 
 def variance(figure: Figure, views: dict[str, View]) -> None:
     """Which setting decides a grid's validation accuracy: the analysis of variance."""
-    grids = {name: grid for name in ("MLP", "CNN") if (grid := full_grid(views[name])) is not None}
+    grids = {name: grid for name in ("MLP", "CNN") if (grid := grid_values(views[name])) is not None}
     if not grids:
         nothing(figure, "What decides a grid", "./run_grid.sh mlp cnn")
         return
@@ -97,7 +97,7 @@ def variance(figure: Figure, views: dict[str, View]) -> None:
                               f"seed{'s' * (grid.shape[-1] > 1)}" for name, grid in grids.items()))
 
 
-def full_grid(view: View) -> np.ndarray | None:
+def grid_values(view: View) -> np.ndarray | None:
     """Best validation accuracy: batch size x learning rate x drop rate x seed."""
     labels = [f"{b}_{lr}_{p}" for b in BATCH_SIZES[view.study.network] for lr in LEARNING_RATES
               for p in DROP_RATES]

@@ -9,7 +9,7 @@ from report.findings import Check, Finding
 from report.studies import Curve, View
 from store.files import make_folder, write_file
 
-COLUMNS = {"val_loss": "lowest validation loss", "best_epoch": "best epoch",
+MEASURES = {"val_loss": "lowest validation loss", "best_epoch": "best epoch",
            "train_acc": "training accuracy there", "val_acc": "best validation accuracy",
            "test_acc": "test accuracy there", "test_loss": "test loss there",
            "quarter_train_acc": "training accuracy, last quarter",
@@ -33,8 +33,8 @@ def markdown(header: list[str], rows: list[list]) -> str:
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
 
 
-def curve_table(curves: list[Curve], keys=tuple(COLUMNS)) -> str:
-    return markdown(["setting", "seeds", "epochs", *(COLUMNS[key] for key in keys)],
+def curve_table(curves: list[Curve], keys=tuple(MEASURES)) -> str:
+    return markdown(["setting", "seeds", "epochs", *(MEASURES[key] for key in keys)],
                     [[f"`{curve.label}`", len(curve.runs), curve.epochs,
                       *(value(curve, key) for key in keys)]
                      for curve in curves]) if curves else NOT_YET
@@ -74,10 +74,10 @@ def write_tables(views: dict[str, View], found: list[Finding], folder: Path) -> 
     paths = []
     for name, curves in tables.items():
         header = ["network", "setting", "seeds", "epochs", "code",
-                  *(f"{key}{end}" for key in COLUMNS for end in ("", "_sd"))]
+                  *(f"{key}{end}" for key in MEASURES for end in ("", "_sd"))]
         rows = [[curve.network, curve.label, len(curve.runs), curve.epochs,
                  " ".join(curve.versions),
-                 *(f"{number:.6g}" for key in COLUMNS
+                 *(f"{number:.6g}" for key in MEASURES
                    for number in (curve.mean(key), curve.deviation(key)))] for curve in curves]
         paths += _write_table(folder / name, curve_table(curves), [header, *rows])
     rows = [[f.number, f.claim, f.verdict, *row] for f in found for row in finding_rows(f)]

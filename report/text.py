@@ -18,8 +18,8 @@ from report.results import data_name, hours
 from report.statistics import optimism
 from report.studies import BASES, EPOCHS, Curve, Source, View, summary
 from report.tables import (
-    COLUMNS,
     HEADER,
+    MEASURES,
     NOT_YET,
     SHOWN,
     curve_table,
@@ -57,7 +57,7 @@ def blocks(views: dict[str, View], source: Source) -> dict[str, str]:
              "rates": "\n\n".join(measured.learning_rates(views[f"{name.upper()}_learning_rates"])
                                   for name in NETWORKS),
              "bagging": measured.of_topic(source, "bagging", measured.bagging),
-             "statistics": measured.of_topic(source, "statistics", measured.batch_statistics),
+             "statistics": measured.of_topic(source, "statistics", measured.statistics),
              "shifts": measured.shifts(source),
              "confusion": measured.confusion(source.theory.get("cnn", {}).get("confusion"))}
     parts |= {name: study(views[name], found, claims) for name in CLAIMS}
@@ -126,7 +126,7 @@ def best_table(views: dict[str, View]) -> str:
             rows.append([what, f"`{curve.label}`", f"{curve.epochs} of {EPOCHS[network]}",
                          len(curve.runs), view.data, *(value(curve, key) for key in keys)]
                         if curve else [what, NOT_YET, *["–"] * 6])
-    return markdown(["", "setting", "epochs", "seeds", "data", *(COLUMNS[key] for key in keys)],
+    return markdown(["", "setting", "epochs", "seeds", "data", *(MEASURES[key] for key in keys)],
                     rows)
 
 
@@ -261,7 +261,7 @@ def against_published(views: dict[str, View]) -> str:
             rows.append([f"{name}, {what} over all runs and epochs", published[i],
                          f"{extremes[i]:.4f}" if extremes else NOT_YET,
                          f"{extremes[i] - published[i]:+.4f}" if extremes else "–"])
-            rows.append([f"{name} `{base}`, {COLUMNS[key].replace(' there', '')} at the best "
+            rows.append([f"{name} `{base}`, {MEASURES[key].replace(' there', '')} at the best "
                          f"validation "
                          "accuracy", published[i], value(curve, key) if curve else NOT_YET,
                          f"{curve.mean(key) - published[i]:+.4f}" if curve else "–"])
@@ -274,7 +274,7 @@ def how_far(source: Source) -> str:
             and run.rows]
     if not runs:
         return f"{picture}\n\n{NOT_YET}"
-    table = markdown(["run", "epochs", "data", *(COLUMNS[key] for key in SHOWN)],
+    table = markdown(["run", "epochs", "data", *(MEASURES[key] for key in SHOWN)],
                      [[f"`{run.name}`", len(run.rows), data_name(run),
                        *(f"{numbers[key]:.{4 * (key != 'best_epoch')}f}" for key in SHOWN)]
                       for numbers, run in runs])
