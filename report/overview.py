@@ -67,7 +67,8 @@ def claims(figure: Figure, found: list[Finding]) -> None:
 
 def variance(figure: Figure, views: dict[str, View]) -> None:
     """Which setting decides a grid's validation accuracy: the analysis of variance."""
-    grids = {name: grid for name in ("MLP", "CNN") if (grid := grid_values(views[name])) is not None}
+    grids = {name: grid for name in ("MLP", "CNN")
+             if (grid := grid_values(views[name])) is not None}
     if not grids:
         nothing(figure, "What decides a grid", "./run_grid.sh mlp cnn")
         return
