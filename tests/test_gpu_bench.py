@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from report.studies import collect
+from report.results import collect
 
 SCRIPT = ROOT / "bench" / "gpu.py"
 
