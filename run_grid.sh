@@ -7,10 +7,15 @@ set -euo pipefail
 trap '' PIPE  # a reader that goes ends nothing
 say() { local text="run_grid.sh: $*" && echo "${text//[![:print:]]/?}" >&2 2>/dev/null || true; }
 
+end() {  # a process group, even one that is stopped
+  kill -TERM -- "-$1" 2>/dev/null || true
+  kill -CONT -- "-$1" 2>/dev/null || true
+}
+
 pids='' stopped='interrupted'
 stop() {
   trap '' INT TERM HUP
-  for pid in $pids ${!:-}; do kill -TERM -- "-$pid" 2>/dev/null || true; done
+  for pid in $pids ${!:-}; do end "$pid"; done
   wait 2>/dev/null
   say "$stopped"
   exit "$1"
@@ -236,7 +241,7 @@ for pid in $pids; do
   fi
   k=$((k + 1))
 done
-kill -TERM -- "-$watch" 2>/dev/null || true
+end "$watch"
 wait "$watch" 2>/dev/null || true
 if [[ -n $errors ]]; then
   sort -u <<<"${errors%$'\n'}" >&2 || true

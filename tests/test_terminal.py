@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, run_main
-from grid import GRID, call, start
+from grid import GRID, call, processes, start, wait_until, workers
 from in_process import settings_of
 
 from lab import status, table
@@ -132,6 +132,20 @@ with gently():
         time.sleep(5)
 """, cwd=ROOT)
     assert (done.returncode, done.stdout, done.stderr) == (130, "first\n", "interrupted\n")
+
+
+def test_ctrl_c_ends_a_worker_that_was_stopped(image_folder, tmp_path):
+    process = start("drop_rate", "--drop_rate", 0, "--batch_size", 60, "--num_epochs", 1000,
+                    "--data_dir", image_folder, "--runs_dir", tmp_path, stderr=subprocess.DEVNULL)
+    wait_until(lambda: list(tmp_path.glob("cnn/*/metrics.csv")))
+    for worker in workers(process.mark):
+        os.kill(worker, signal.SIGSTOP)
+    process.send_signal(signal.SIGINT)
+    try:
+        assert process.wait(30) == 130
+    finally:
+        for pid in processes(process.mark):
+            os.kill(pid, signal.SIGKILL)
 
 
 def test_the_first_look_leaves_ctrl_c_to_what_it_calls(tmp_path):
