@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, run_main
-from grid import GRID, call, processes, start, wait_until, workers
+from grid import GRID, call, processes, start, wait_until
 from in_process import settings_of
 
 from lab import status, table
@@ -134,12 +134,12 @@ with gently():
     assert (done.returncode, done.stdout, done.stderr) == (130, "first\n", "interrupted\n")
 
 
-def test_ctrl_c_ends_a_worker_that_was_stopped(image_folder, tmp_path):
+def test_ctrl_c_ends_a_watcher_that_was_stopped(image_folder, tmp_path):
     process = start("drop_rate", "--drop_rate", 0, "--batch_size", 60, "--num_epochs", 1000,
                     "--data_dir", image_folder, "--runs_dir", tmp_path, stderr=subprocess.DEVNULL)
     wait_until(lambda: list(tmp_path.glob("cnn/*/metrics.csv")))
-    for worker in workers(process.mark):
-        os.kill(worker, signal.SIGSTOP)
+    for watcher in processes(process.mark, "--watch"):
+        os.kill(watcher, signal.SIGSTOP)
     process.send_signal(signal.SIGINT)
     try:
         assert process.wait(30) == 130
