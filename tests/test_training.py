@@ -512,14 +512,14 @@ def test_piped_it_prints_one_line_per_epoch_and_nothing_for_a_terminal(image_fol
     done = run_main("mlp", "--data_dir", image_folder, "--runs_dir", tmp_path, "--batch_size", 32, 64,
                     "--num_epochs", 2)
     assert done.returncode == 0
-    epochs = [line for line in done.stdout.splitlines() if " epoch " in line]
+    epochs = [line for line in done.stdout.splitlines() if re.search(r" epoch \d", line)]
     assert [re.match(r"(\d/\d) mlp (\d+)_.* epoch (\d/\d) ", line).groups() for line in epochs] == [
         ("1/2", "32", "1/2"), ("1/2", "32", "2/2"), ("2/2", "64", "1/2"), ("2/2", "64", "2/2")]
     assert "\r" not in done.stdout + done.stderr
     assert "\x1b" not in done.stdout + done.stderr
     table = done.stdout.split("\n\n")[-1].splitlines()
-    assert " ".join(table[0].split()) == "run epochs best val loss val acc test loss test acc seconds"
-    assert [line.split()[0].split("_")[0] for line in table[1:]] == ["32", "64"]
+    assert " ".join(table[0].split()) == "run epochs best epoch val loss val acc test loss test acc seconds"
+    assert [line.split()[0].split("_")[0] for line in table[1:]] == ["32", "64", "runs"]
 
 
 def test_on_a_terminal_it_shows_a_bar_with_loss_accuracy_speed_and_time_left(image_folder, tmp_path):
