@@ -3,12 +3,15 @@
 import contextlib
 import inspect
 import io
+import subprocess
+import sys
 from unittest import mock
 
 import pytest
 import torch
 from apart import DEVICE, on_kernels
 from comparison import normal
+from conftest import ROOT
 from torch import nn
 
 from cnn.model import CNN
@@ -122,6 +125,12 @@ def test_networks_train_on_kernels_that_are_right_and_else_on_their_layers(broke
                          [blocks.norm_relu_dropout_pool, blocks.norm_relu_dropout])
     torch.manual_seed(0)
     torch.testing.assert_close(found, choice.pool_early(x, cnn.norm1, cnn.dropout))
+
+
+def test_without_a_gpu_triton_is_not_loaded():
+    """It takes seconds, and is not there on every system."""
+    check = "import sys, training, cnn.model, mlp.model; sys.exit('triton' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], cwd=ROOT).returncode == 0
 
 
 def test_kernels_are_left_alone_where_they_do_not_apply(monkeypatch):
