@@ -66,15 +66,6 @@ def _explain(kind: type, error: BaseException, trace) -> None:
     """Tell a package that is missing in one line; all else is a fault, with its traceback."""
     if not issubclass(kind, ModuleNotFoundError) or error.name not in PACKAGES:
         return sys.__excepthook__(kind, error, trace)
-    print(f"{sys.argv[0]}: error: this Python has no {error.name}; take .venv's (make train), "
-          "or pip install -r requirements.txt", file=sys.stderr)
-    os._exit(2)
-
-
-def _explain(kind: type, error: BaseException, trace) -> None:
-    """Tell a package that is missing in one line; all else is a fault, with its traceback."""
-    if not issubclass(kind, ModuleNotFoundError) or error.name not in PACKAGES:
-        return sys.__excepthook__(kind, error, trace)
     print(f"{sys.argv[0]}: error: this Python has no {error.name}; take that of .venv (make "
           "train), or: pip install -r requirements.txt", file=sys.stderr)
     os._exit(2)

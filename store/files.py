@@ -16,7 +16,9 @@ from pathlib import Path
 try:
     import fcntl
 except ImportError:  # Windows
-    sys.exit("error: this needs the file locks of Linux or macOS; on Windows, run it in WSL")
+    print("error: this needs the file locks of Linux or macOS; on Windows, run it in WSL",
+          file=sys.stderr)
+    sys.exit(2)
 
 ROOT = Path(__file__).resolve().parents[1]
 MAX_CHECKPOINT = 2 ** 32  # bytes: that of the largest network has 3.3 GB
