@@ -1,18 +1,19 @@
-"""Linear layers at the full rate of a processor with AVX-512.
+"""Linear layers at the full rate of a processor of AMD with AVX-512.
 
 PyTorch leaves products of float32 matrices on a CPU to MKL, which makes no use of AVX-512 on AMD's
-processors. oneDNN, which computes PyTorch's convolutions, does. On Zen 5, the only one measured, a
-product takes half the time (bench/README.md).
+processors. oneDNN, which computes PyTorch's convolutions, does: on Zen 5 a product takes half the
+time. On Intel's processors MKL is the faster one, and PyTorch is left alone (bench/README.md).
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fast.machine import processor
 from layers.functional import eager
 
 ONEDNN = hasattr(torch.ops.mkldnn, "_linear_pointwise")  # it has no public name
-AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
+FASTER = torch.backends.cpu.get_cpu_capability() == "AVX512" and "Intel" not in processor()
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -25,7 +26,7 @@ def applies(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
 
     F.linear also takes what a mode watches, such as FlopCounterMode, which knows its products.
     """
-    return (ONEDNN and AVX512 and torch.backends.mkldnn.enabled and eager()
+    return (ONEDNN and FASTER and torch.backends.mkldnn.enabled and eager()
             and not torch.is_autocast_enabled("cpu") and not torch._C._len_torch_dispatch_stack()
             and all(type(each) in (Tensor, nn.Parameter) and each.device.type == "cpu"
                     and each.layout == torch.strided and each.dtype == torch.float32

@@ -19,7 +19,7 @@ from fast.linear import Linear
 def onednn(request, monkeypatch):
     if request.param and not linear.ONEDNN:
         pytest.skip("this PyTorch lacks oneDNN's operator")
-    monkeypatch.setattr(linear, "AVX512", request.param)
+    monkeypatch.setattr(linear, "FASTER", request.param)
     return request.param
 
 
