@@ -6,7 +6,7 @@
     x = normalize(data.train.images[:128])  # 128 x 3 x 32 x 32, float32
 
 Images stay bytes, a quarter of their size as float32, so a whole data set fits on the device.
-`normalize` converts each batch there. Files are found, checked and decoded in store/.
+store/images.py makes batches of it; store/cache.py finds, checks and decodes the files.
 """
 
 from pathlib import Path
@@ -38,8 +38,8 @@ class Data(NamedTuple):
 def load_cifar_4d(data_dir: Path | str | None = None, synthetic: bool = False) -> Data:
     """Load images of shape N x 3 x 32 x 32.
 
-    `data_dir` is an image folder (train/<class>/..., test/<class>/...), or holds the official
-    files, or is where they are downloaded to; by default data/ beside this file.
+    `data_dir` is an image folder (train/<class>/..., test/<class>/...), or has the official files;
+    an empty one gets them downloaded. The default is data/ beside this file.
     `synthetic` takes the generated set instead.
     Raises UserError for data that cannot be had, read or trusted.
     """
@@ -50,8 +50,7 @@ def load_cifar_4d(data_dir: Path | str | None = None, synthetic: bool = False) -
         return _split(load_folder(folder))
     except OSError as error:
         reason = f"{error.filename or folder}: {error.strerror or error}"
-        raise UserError(f"cannot load the data, {reason}; mend that or choose another "
-                        "--data_dir") from error
+        raise UserError(f"cannot load the data, {reason}; mend that or name another") from error
     except MemoryError as error:
         raise UserError("there is not enough memory to load the data; free some") from error
 
@@ -71,7 +70,7 @@ def normalize(images: Tensor) -> Tensor:
 
 
 def _split(arrays: Arrays) -> Data:
-    """Of the images to train the last fifth validates."""
+    """The last fifth of the images to train validates; an image folder was shuffled when read."""
     val, test = arrays.train // 5, len(arrays.images) - arrays.train
     images, labels = (torch.from_numpy(array).split([arrays.train - val, val, test])
                       for array in (arrays.images, arrays.labels))

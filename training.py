@@ -161,5 +161,4 @@ def evaluate(network: nn.Module, split: Split, precision: str) -> tuple[Tensor, 
     for x, y in evaluation_batches(split):
         logits = answer(network, x, precision)
         parts.append((cross_entropy(logits, y, "none"), logits.argmax(1) == y))
-    losses, right = zip(*parts, strict=True)
-    return torch.cat(losses), torch.cat(right)
+    return tuple(map(torch.cat, zip(*parts, strict=True)))

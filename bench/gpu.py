@@ -325,7 +325,8 @@ def about(place: Place) -> str:
     """Card, driver and versions, and the code."""
     import torch
 
-    from fast.machine import choose_device, processor, versions
+    from fast.machine import choose_device, versions
+    from fast.processor import processor
     from store.code import code_version
 
     device = torch.device(choose_device(place.device))

@@ -10,11 +10,9 @@ from lab.terminal import begin
 
 if __name__ == "__main__":
     begin()  # before all that takes time, as Ctrl-C may come
-
     from lab.options import parse_command_line
 
-    # before torch is imported: help and a wrong value answer at once
-    options = parse_command_line("cnn", __doc__)
+    options = parse_command_line("cnn", __doc__)  # help and errors come before torch is loaded
 
     from cnn.model import build
     from lab.experiment import run_experiment

@@ -5,9 +5,11 @@
     → Conv 128→64, 3x3 → BatchNorm2d → ReLU → dropout → MaxPool 2    (N x 64 x 6 x 6)
     → Linear 2304→classes → logits
 
-../layers/ defines BatchNorm2d, Dropout and Dropout2d, once for both networks: formulas,
-derivatives, training and evaluation.
+../layers/ defines BatchNorm2d, Dropout and Dropout2d, once for both networks. It has their
+formulas and derivatives, for training and evaluation.
 """
+
+from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -28,11 +30,8 @@ class CNN(nn.Module):
         super().__init__()
         if dropout_type not in ("1d", "2d"):
             raise ValueError(f"dropout_type has to be '1d' or '2d', but got {dropout_type!r}")
-
-        def norm(channels: int) -> nn.Module:
-            return (nn.Identity() if without_BatchNorm
-                    else BatchNorm2d(channels, detach_statistics=detach_statistics))
-
+        norm = (nn.Identity if without_BatchNorm
+                else partial(BatchNorm2d, detach_statistics=detach_statistics))
         self.conv1 = nn.Conv2d(3, 128, kernel_size=5)
         self.norm1 = norm(128)
         self.conv2 = nn.Conv2d(128, 64, kernel_size=3)
@@ -47,7 +46,7 @@ class CNN(nn.Module):
         return self.linear(x.flatten(1))
 
     def norm_relu_dropout_pool(self, x: Tensor, norm: nn.Module) -> Tensor:
-        """The definition of a block; fast/ computes it where nobody could tell."""
+        """The definition of a block; fast/choice.py has a faster one for unchanged modules."""
         if (function := faster(x, norm, self.dropout)) is not None:
             return function(x, norm, self.dropout)
         return F.max_pool2d(self.dropout(F.relu(norm(x))), 2)

@@ -1,1 +1,3 @@
-"""The same numbers sooner: results do not depend on anything in here."""
+"""The same numbers sooner: results depend on nothing in here, but for rounding.
+
+On a GPU the random masks of dropout are others too."""

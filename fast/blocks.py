@@ -58,9 +58,9 @@ def pool(x: Tensor, out: Tensor, indices: Tensor) -> None:
     torch.ops.aten.max_pool2d_with_indices.out(x, *POOL, out=out, indices=indices)
 
 
-def pool_kept(x: Tensor, p: float, out: Tensor, indices: Tensor, some: Tensor) -> None:
+def pool_kept(x: Tensor, mask: Tensor, out: Tensor, indices: Tensor, some: Tensor) -> None:
     """`pool` of what `Dropout` keeps; `some` becomes 0 for a window that keeps none, else 1."""
-    dropped = kept(x, p, x.shape).reciprocal_().sub_(1)  # infinity for these, else 0
+    dropped = mask.reciprocal_().sub_(1)  # infinity for these, else 0
     pool(torch.sub(x, dropped, out=dropped), out, indices)
     some.copy_(out).gt_(-torch.inf)
     out.clamp_(min=torch.finfo(out.dtype).min)  # finite: times `some` it must become 0, not NaN
@@ -80,35 +80,36 @@ class NormReluPool(torch.autograd.Function):
         by_value = p > 0 and not whole_maps
         mask = (torch.empty_like(pooled) if by_value
                 else kept(x, p, torch.Size([*shape[:2], 1, 1])))
-        sums = ShiftedSums(x)
+        sums, left = ShiftedSums(x), len(x)
         for part, out, indices, some in slices(x, pooled, chosen, mask):
-            signed = part if sign is None else part * sign
+            signed, left = part if sign is None else part * sign, left - len(part)
             if by_value:
-                pool_kept(signed, p, out, indices, some)
+                pool_kept(signed, kept(part, p, part.shape, left == 0), out, indices, some)
             else:
                 pool(signed, out, indices)
             sums.add(part)
         if sign is not None:
             pooled *= sign
-        mean, variance = sums.statistics()
+        mean, error, variance = sums.statistics()
         r = torch.rsqrt(variance + eps)
         factor = 1 / (1 - p) if p < 1 else 0.0
         scale = r * factor if weight is None else r * factor * per_channel(weight, x)
-        offset = (torch.zeros_like(scale) if bias is None
-                  else per_channel(bias, x).to(scale.dtype) * factor)
+        offset = -error * scale
+        if bias is not None:
+            offset += per_channel(bias, x).to(scale.dtype) * factor
         y, work = torch.empty_like(pooled), workspace(pooled)
         for part, some, out in slices(pooled, mask, y):
             d = shifted(part, mean, work)
             out.copy_(torch.addcmul(offset, d, scale, out=d).relu_()).mul_(some)
         ctx.factor, ctx.eps = factor, eps
-        ctx.save_for_backward(x, weight, bias, mean, r, scale, pooled, chosen, y)
-        mean, variance = mean.flatten(), variance.flatten()
+        ctx.save_for_backward(x, weight, bias, mean, error, r, scale, pooled, chosen, y)
+        mean, variance = (mean + error).flatten(), variance.flatten()
         ctx.mark_non_differentiable(mean, variance)
         return y, mean, variance
 
     @staticmethod
     def backward(ctx, g: Tensor, *_):
-        x, weight, bias, mean, r, scale, pooled, chosen, y = ctx.saved_tensors
+        x, weight, bias, mean, error, r, scale, pooled, chosen, y = ctx.saved_tensors
         if torch.is_grad_enabled() or torch._C._functorch.is_legacy_batchedtensor(g):
             with torch.enable_grad():  # batched gradients take no out= either
                 normalized, *_ = batch_norm_in_training(x, weight, bias, ctx.eps)
@@ -118,12 +119,13 @@ class NormReluPool(torch.autograd.Function):
         g = g.contiguous(memory_format=torch.channels_last)  # the linear layer's gradient is not
         g = torch.ops.aten.threshold_backward(g, y, 0)  # 0 where ReLU or dropout made y 0
         small = workspace(g)
-        sum_g, sum_gxhat = gradient_sums(pooled, g, mean, r, small)
+        sum_g, sum_gd = gradient_sums(pooled, g, mean, small)
+        sum_gxhat = (sum_gd - error * sum_g) * r
         # d x = scale * g + c * x + d, the last two being the part through mean and variance;
         # what dropout keeps is multiplied by `factor`, which `scale` contains
         share = scale * (-x.size(1) / x.numel())
         c = share * sum_gxhat * r
-        d = share * sum_g - c * mean
+        d = share * sum_g - c * mean - c * error
         dx, work, wide = torch.empty_like(x), workspace(x), workspace(x)
         for part, gradient, indices, out in slices(x, g, chosen, dx):
             scaled = torch.mul(widened(gradient, small), scale, out=small[:len(part)])
@@ -207,17 +209,18 @@ class ShiftedSums:
         self.sums_of_squares.append(sums_of_samples(squares))
 
     def statistics(self) -> tuple[Tensor, Tensor]:
-        """Mean and biased variance, shape (1, C, 1, 1)."""
+        """Mean, its rounding error, and biased variance, shape (1, C, 1, 1)."""
         offset = total(self.sums) / self.n - self.left
-        return self.shift + offset, total(self.sums_of_squares) / self.n - offset.square()
+        mean = self.shift + offset
+        error = offset - (mean - self.shift)
+        return mean, error, total(self.sums_of_squares) / self.n - offset.square()
 
 
-def gradient_sums(x: Tensor, g: Tensor, mean: Tensor, r: Tensor,
-                  wide: Tensor) -> tuple[Tensor, Tensor]:
-    """sum(g) and sum(g * xhat) of each channel, shape (1, C, 1, 1); `wide` has room for a slice."""
+def gradient_sums(x: Tensor, g: Tensor, mean: Tensor, wide: Tensor) -> tuple[Tensor, Tensor]:
+    """sum(g) and sum(g * (x - mean)), shape (1, C, 1, 1); `wide` has room for a slice."""
     work, sums_g, sums_gd = workspace(x), [], []
     for part, gradient in slices(x, g):
         gradient = widened(gradient, wide)
         sums_g.append(sums_of_samples(gradient))
         sums_gd.append(sums_of_samples(shifted(part, mean, work).mul_(gradient)))
-    return total(sums_g), total(sums_gd) * r
+    return total(sums_g), total(sums_gd)

@@ -15,7 +15,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from fast.blocks import drop_rate, norm_relu_dropout_pool
 from fast.gpu.guard import cnn_block, mlp_block
 from layers import BatchNorm1d, BatchNorm2d, Dropout, Dropout2d
-from layers.functional import eager
+from layers.functional import by_bits, eager
 
 # A layer acts through these two; anyone may put something else in their place.
 ORIGINAL = {kind: (kind.__call__, kind.forward)
@@ -55,9 +55,15 @@ def untouched(module: nn.Module) -> bool:
 def fuses(x: Tensor, norm: nn.Module, dropout: nn.Module) -> bool:
     """Whether blocks.py, for a CPU, can compute the block of untouched modules."""
     return (type(norm) is BatchNorm2d and not norm.detach_statistics
-            and (norm.uses_batch_statistics() or type(dropout) is not Dropout
-                 or drop_rate(dropout) == 0)
-            and x.device.type == "cpu" and x.numel() > 0 and eager())
+            and x.device.type == "cpu" and x.numel() > 0 and eager()
+            and (type(dropout) is not Dropout or (p := drop_rate(dropout)) == 0
+                 or norm.uses_batch_statistics() and drawn_in_parts(x, p)))
+
+
+def drawn_in_parts(x: Tensor, p: float) -> bool:
+    """Whether the mask of `x`, drawn for some samples at a time, is the one drawn for all."""
+    values = x.numel() // len(x)
+    return by_bits(x, p) and values % 4 == 0 and x.stride(0) == values
 
 
 def pool_early(x: Tensor, norm: nn.Module, dropout: nn.Module) -> Tensor:

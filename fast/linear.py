@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fast.machine import processor
+from fast.processor import processor
 from layers.functional import eager
 
 ONEDNN = hasattr(torch.ops.mkldnn, "_linear_pointwise")  # it has no public name

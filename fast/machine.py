@@ -46,15 +46,6 @@ def keep_freed_memory() -> None:
             libc.mallopt(*parameter)
 
 
-def processor() -> str:
-    """The processor's name and its vector instructions, which decide how sums are rounded."""
-    names = [platform.processor() or platform.machine()]
-    with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:  # Linux: the full name
-        names = [line.split(":")[1].strip() for line in file
-                 if line.startswith("model name")] or names
-    return f"{names[0]}, {torch.backends.cpu.get_cpu_capability()}"
-
-
 def versions(device: torch.device) -> dict:
     """The versions that the numbers depend on."""
     found = {"python": platform.python_version(), "torch": torch.__version__}

@@ -7,7 +7,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
-from fast.machine import processor, versions
+from fast.machine import versions
+from fast.processor import processor
 from fast.side_by_side import SideBySide
 from lab.checkpoint import Lost, best_of, checkpoint_of, take_up
 from lab.progress import Pace, Progress

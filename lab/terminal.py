@@ -14,9 +14,6 @@ from collections.abc import Iterator
 PACKAGES = ("torch", "numpy", "PIL", "tqdm", "matplotlib")
 
 
-PACKAGES = ("torch", "numpy", "PIL", "tqdm", "matplotlib")
-
-
 class Unfailing(io.FileIO):
     """A reader may go, a disk may fill: the rest is dropped, and the run goes on."""
 

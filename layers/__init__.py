@@ -11,8 +11,8 @@ A module switches on `self.training`:
     Dropout         drops each value with probability p          nothing
     Dropout2d       drops each feature map with probability p    nothing
 
-Training uses Normalize, or a function of fast/ that gives the same numbers sooner; compilers and
-torch.func get the definitions, and tests hold everything else against these.
+In training the MLP uses Normalize, on a CPU. The CNN uses fast/blocks.py there, which gives the
+same sooner. Compilers and torch.func get the definitions, which tests hold all else against.
 """
 
 from layers.functional import batch_norm, batch_norm_in_training, batch_statistics, dropout

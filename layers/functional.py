@@ -18,8 +18,8 @@ def all_but_channels(x: Tensor) -> list[int]:
 def batch_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance, shapes (C,), of each channel of `x`, shape (N, C, ...).
 
-    E[x^2] - E[x]^2 would save a pass, but a large mean would leave nothing of the variance: both
-    terms would share all their digits.
+    E[x^2] - E[x]^2 would save a pass. But with a large mean both terms share all their digits, and
+    nothing is left of the variance.
     """
     dims = all_but_channels(x)
     mean = x.mean(dims, keepdim=True)
@@ -56,19 +56,27 @@ def dropout(x: Tensor, p: float, shape: torch.Size) -> Tensor:
     return x * kept(x, p, shape).div_(1 - p) if p < 1 else x * 0
 
 
-def kept(x: Tensor, p: float, shape: torch.Size) -> Tensor:
-    """1 with probability 1 - p, else 0; of the given shape, with dtype and memory order of `x`."""
+def kept(x: Tensor, p: float, shape: torch.Size, last: bool = True) -> Tensor:
+    """The mask: 1 with probability 1 - p, else 0; of this shape, in dtype and memory order of `x`.
+
+    Drawn in parts, of which one is the `last`, it is the same (see fast/choice.py).
+    """
     mask = torch.empty_like(x) if shape == x.shape else x.new_empty(shape)
     if p in (0, 1):
         return mask.fill_(1 - p)
-    if x.device.type == "cpu" and 0.001 < p < 0.999 and eager():
-        # A CPU draws bits seven times faster than bernoulli_ draws values. 16 bits decide over one
-        # value: the rate is right to 1 / 131072, which is too coarse for a rate near 0 or 1.
-        bits = torch.empty(mask.numel() // 4 + 1, dtype=torch.int64, device="cpu")
+    if by_bits(x, p):  # four int16 in an int64, each from -32768 to 32767
+        bits = torch.empty(mask.numel() // 4 + last, dtype=torch.int64, device="cpu")
         bits = bits.random_(-(2 ** 63), None).view(torch.int16)
         bits = bits.as_strided(mask.shape, mask.stride())
-        return mask.copy_(bits.lt_(round((1 - p) * 65536) - 32768))  # in place is vectorized
+        # lt_ writes int16, in vector instructions; lt would write bool
+        return mask.copy_(bits.lt_(round((1 - p) * 65536) - 32768))
     return mask.bernoulli_(1 - p)
+
+
+def by_bits(x: Tensor, p: float) -> bool:
+    """Whether 16 random bits decide over a value: a CPU draws them seven times faster than values.
+    They round the rate by up to 1 / 131072, which is too coarse near 0 or 1."""
+    return x.device.type == "cpu" and 0.001 < p < 0.999 and eager()
 
 
 def accumulator(x: Tensor) -> torch.dtype:

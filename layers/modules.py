@@ -1,10 +1,12 @@
 """The modules: parameters, running statistics, and a switch between training and evaluation.
 
-Each takes the place of torch.nn's module of its name, but is no subclass of it: tools that search
-by class (torch.optim.swa_utils.update_bn, nn.SyncBatchNorm.convert_sync_batchnorm) do not see it.
+Each takes the place of torch.nn's module of its name, but is no subclass of it. So tools that
+search by class (swa_utils.update_bn, SyncBatchNorm.convert_sync_batchnorm) do not see it.
 torch.compile, torch.export and torch.func work as with PyTorch's. torch.jit.script refuses it;
 torch.fx.symbolic_trace raises TraceError, unless its tracer takes the modules for leaves.
 """
+
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -41,16 +43,13 @@ class BatchNorm(nn.Module):
         self.num_features, self.eps, self.momentum = num_features, eps, momentum
         self.affine, self.track_running_stats = affine, track_running_stats
         self.detach_statistics = detach_statistics
-
-        def empty(*shape: int, dtype=dtype) -> Tensor:
-            return torch.empty(shape, device=device, dtype=dtype)
-
+        empty = partial(torch.empty, num_features, device=device, dtype=dtype)
         for name, wanted in (("weight", affine), ("bias", affine and bias)):
-            self.register_parameter(name, nn.Parameter(empty(num_features)) if wanted else None)
+            self.register_parameter(name, nn.Parameter(empty()) if wanted else None)
         for name in ("running_mean", "running_var"):
-            self.register_buffer(name, empty(num_features) if track_running_stats else None)
-        self.register_buffer("num_batches_tracked",
-                             empty(dtype=torch.long) if track_running_stats else None)
+            self.register_buffer(name, empty() if track_running_stats else None)
+        count = torch.empty((), device=device, dtype=torch.long)
+        self.register_buffer("num_batches_tracked", count if track_running_stats else None)
         self.reset_parameters()
 
     def reset_running_stats(self) -> None:
@@ -72,7 +71,7 @@ class BatchNorm(nn.Module):
         if not self.uses_batch_statistics():
             return batch_norm(input, self.running_mean, self.running_var, *affine)
         if input.numel() == 0:
-            mean, variance = torch.zeros_like(input[:1].sum()).expand(2, input.size(1))
+            mean, variance = input.new_zeros(2, input.size(1))  # which `track` skips
             y = batch_norm(input, mean, variance, *affine)
         elif eager() and not self.detach_statistics:
             y, mean, variance = Normalize.apply(input, *affine)
@@ -113,7 +112,7 @@ class BatchNorm(nn.Module):
             count.add_(1)
         if n == 0 or self.running_mean is None:
             return  # nothing was seen, or nobody wants to know
-        if momentum is None:  # average over all batches; without their count, stand still
+        if momentum is None:  # average over all batches; without their count do nothing
             momentum = 0 if count is None else 1 / float(count)
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
         unbiased = variance * (n / (n - 1))
@@ -147,7 +146,7 @@ class BatchNorm2d(BatchNorm):
 class Dropout(nn.Module):
     """In training, drop each value with probability `p` and divide the others by 1 - p.
 
-    Takes any shape and returns it. Raises ValueError unless 0 <= p <= 1, whenever p was set.
+    Takes any shape and returns it. Raises ValueError unless 0 <= p <= 1, at each call.
     """
 
     def __init__(self, p: float = 0.5, inplace: bool = False):

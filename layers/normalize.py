@@ -9,14 +9,15 @@ from layers.functional import accumulator, all_but_channels, batch_norm_in_train
 class Normalize(torch.autograd.Function):
     """`batch_norm_in_training` in fewer passes over memory than autograd would make.
 
-    With xhat = (x - mean) * r, r = 1 / sqrt(variance + eps), y = xhat * weight + bias and the
-    gradient g of y, over the n values of a channel:
+    Let y = xhat * weight + bias, xhat = (x - mean) * r and r = 1 / sqrt(variance + eps). For the
+    gradient g of y, summed over the n values of a channel:
 
         d bias = sum(g)        d weight = sum(g * xhat)
         d x = weight * r * (g - sum(g) / n - xhat * sum(g * xhat) / n)
 
-    The last two terms come from mean and variance, which depend on x too: a gradient that would
-    shift or scale the whole channel has no effect and is taken out.
+    The last two terms come through mean and variance. They take out of the gradient what would
+    shift or scale the whole channel, as that has no effect. A large mean is rounded by much, so it
+    is carried as two numbers: `mean`, and its `error`, the mean of x - mean.
     """
 
     @staticmethod
@@ -24,27 +25,26 @@ class Normalize(torch.autograd.Function):
         wide, dims = x.to(accumulator(x)), all_but_channels(x)
         mean = wide.mean(dims, keepdim=True)
         d = wide - mean
-        error = d.mean(dims, keepdim=True)  # the sum of many large values is rounded by much
-        mean += error
+        error = d.mean(dims, keepdim=True)
         d -= error
         variance = d.square().mean(dims, keepdim=True)
         r = torch.rsqrt(variance + eps)
         scale = r if weight is None else r * per_channel(weight, x)
         y = d * scale if bias is None else torch.addcmul(per_channel(bias, x), d, scale)
         ctx.eps = eps
-        ctx.save_for_backward(x, weight, bias, mean, r, scale)
-        mean, variance = mean.flatten(), variance.flatten()
+        ctx.save_for_backward(x, weight, bias, mean, error, r, scale)
+        mean, variance = (mean + error).flatten(), variance.flatten()
         ctx.mark_non_differentiable(mean, variance)
         return y.to(x.dtype), mean, variance
 
     @staticmethod
     def backward(ctx, g: Tensor, *_):
-        x, weight, bias, mean, r, scale = ctx.saved_tensors
+        x, weight, bias, mean, error, r, scale = ctx.saved_tensors
         if torch.is_grad_enabled():  # a second derivative is wanted (create_graph=True)
             y, *_ = batch_norm_in_training(x, weight, bias, ctx.eps)
             return *differentiate(y, (x, weight, bias), g), None
         dims, n = all_but_channels(x), x.numel() // x.size(1)
-        d, g = x.to(mean.dtype) - mean, g.to(mean.dtype)
+        d, g = (x.to(mean.dtype) - mean).sub_(error), g.to(mean.dtype)  # d * r is xhat
         sum_g, sum_gxhat = g.sum(dims, keepdim=True), (g * d).sum(dims, keepdim=True) * r
         share = -scale / n
         dx = torch.addcmul(share * sum_g, d, share * sum_gxhat * r)  # through mean and variance

@@ -2,8 +2,8 @@
 
     x (N x 3072) → Linear → BatchNorm1d → ReLU → Dropout → Linear → logits (N x classes)
 
-../layers/ defines BatchNorm1d and Dropout, once for both networks: formulas, derivatives, training
-and evaluation.
+../layers/ defines BatchNorm1d and Dropout, once for both networks. It has their formulas and
+derivatives, for training and evaluation.
 """
 
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ class MLP(nn.Module):
                  without_BatchNorm: bool = False, without_dropout: bool = False,
                  num_classes: int = 10, detach_statistics: bool = False):
         super().__init__()
-        self.linear1 = Linear(3 * 32 * 32, hidden_size)
+        self.linear1 = Linear(3 * 32 * 32, hidden_size)  # nearly all of the work
         self.norm = (nn.Identity() if without_BatchNorm
                      else BatchNorm1d(hidden_size, detach_statistics=detach_statistics))
         self.dropout = nn.Identity() if without_dropout else Dropout(drop_rate)
@@ -31,7 +31,7 @@ class MLP(nn.Module):
         return self.after_linear1(self.linear1(x))
 
     def after_linear1(self, x: Tensor) -> Tensor:
-        """The rest. fast/side_by_side.py computes linear1 itself, of MLPs that it alone holds."""
+        """All behind linear1, which fast/side_by_side.py computes for several MLPs at once."""
         if (function := faster_hidden(x, self.norm, self.dropout)) is not None:
             return self.linear2(function(x, [self.norm], [self.dropout]))
         return self.linear2(self.dropout(F.relu(self.norm(x))))

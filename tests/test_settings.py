@@ -19,8 +19,9 @@ VALUES = {"batch_size": 64, "learning_rate": 1e-05, "drop_rate": 0.0, "seed": 7,
 OWN = {"mlp": {"hidden_size": 256}, "cnn": {"dropout_type": "1d"}}
 
 
-def test_every_setting_has_a_limit():
-    assert LIMITS.keys() == {field.name for field in dataclasses.fields(Settings)}
+def test_every_setting_has_a_limit_and_is_tried_in_a_name():
+    fields = {field.name for field in dataclasses.fields(Settings)}
+    assert LIMITS.keys() == fields == {"network", "num_epochs", *VALUES, *OWN["mlp"], *OWN["cnn"]}
 
 
 @pytest.mark.parametrize("network", OWN)
