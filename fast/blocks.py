@@ -33,6 +33,11 @@ def drop_rate(dropout: nn.Module) -> float:
     return 0.0 if type(dropout) is nn.Identity else dropout.rate()
 
 
+def plain_derivative(g: Tensor) -> bool:
+    """Whether PyTorch has to differentiate: once more, or for a batch of gradients at once."""
+    return torch.is_grad_enabled() or torch._C._functorch.is_legacy_batchedtensor(g)
+
+
 def norm_relu_dropout_pool(x: Tensor, norm: BatchNorm2d, dropout: nn.Module) -> Tensor:
     """MaxPool(dropout(ReLU(norm(x)))) for (N, C, H, W) → (N, C, H // 2, W // 2)."""
     norm.check_input(x)
@@ -110,8 +115,8 @@ class NormReluPool(torch.autograd.Function):
     @staticmethod
     def backward(ctx, g: Tensor, *_):
         x, weight, bias, mean, error, r, scale, pooled, chosen, y = ctx.saved_tensors
-        if torch.is_grad_enabled() or torch._C._functorch.is_legacy_batchedtensor(g):
-            with torch.enable_grad():  # batched gradients take no out= either
+        if plain_derivative(g):
+            with torch.enable_grad():
                 normalized, *_ = batch_norm_in_training(x, weight, bias, ctx.eps)
                 largest = normalized.flatten(2).gather(2, chosen.flatten(2)).view_as(y)
                 result = largest * (y > 0) * ctx.factor

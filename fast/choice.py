@@ -32,8 +32,11 @@ def faster(x: Tensor, norm: nn.Module, dropout: nn.Module) -> Callable | None:
 
 
 def faster_hidden(x: Tensor, norm: nn.Module, dropout: nn.Module) -> Callable | None:
-    """A function of x, [norm] and [dropout] that gives an MLP's block sooner; None: call them."""
-    return mlp_block(x, [norm], [dropout]) if ours(x, norm, dropout) else None
+    """A function of x, [norm] and [dropout] that gives an MLP's block sooner; None: call them.
+
+    It also takes several networks at once that it was given for: a stack of x, norms, dropouts.
+    """
+    return mlp_block(x, norm, dropout) if ours(x, norm, dropout) else None
 
 
 def ours(x: Tensor, norm: nn.Module, dropout: nn.Module) -> bool:

@@ -43,12 +43,12 @@ def inputs(shape: tuple, dtype: torch.dtype, mean: float = 0.0) -> tuple[Tensor,
     return (normal(shape) * 2 + mean).to(dtype), norm
 
 
-def results(function, x: Tensor, norm: nn.Module) -> dict[str, Tensor]:
+def results(function, x: Tensor, norm: nn.Module, g: Tensor | None = None) -> dict[str, Tensor]:
     """What `function` makes of x, and its gradients for some gradient of the result."""
     x = x.detach().requires_grad_()
     y = function(x)
     own = dict(norm.named_parameters())
-    g = normal(y.shape, 3, y.dtype, str(y.device))
+    g = normal(y.shape, 3, y.dtype, str(y.device)) if g is None else g
     gradients = torch.autograd.grad(y, (x, *own.values()), g)
     found = dict(zip(("dx", *own), gradients, strict=True))
     return {"y": y, **found, **{name: value.clone() for name, value in norm.named_buffers()}}
@@ -191,12 +191,12 @@ def test_second_derivatives_of_the_cnn_block(kind):
 # The MLP's
 
 
-def hidden(x: Tensor, norms: list, dropouts: list) -> dict[str, Tensor]:
+def hidden(x: Tensor, norms: list, dropouts: list, g: Tensor | None = None) -> dict[str, Tensor]:
     from fast.gpu.blocks import norm_relu_dropout
 
     torch.manual_seed(0)
     layers = nn.ModuleList(norms).to(DEVICE)
-    return results(lambda x: norm_relu_dropout(x, norms, dropouts), x.to(DEVICE), layers)
+    return results(lambda x: norm_relu_dropout(x, norms, dropouts), x.to(DEVICE), layers, g)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -218,20 +218,18 @@ def test_mlp_block(shape, p, dtype):
 @on_kernels
 def test_mlps_side_by_side_compute_what_each_does_alone():
     rates, width = (0.0, 0.2, 0.6), 7
-    x = normal((40, width * len(rates)))
+    x, g = (normal((len(rates), 40, width), seed, device=DEVICE) for seed in (0, 1))
     norms = [BatchNorm1d(width, eps=10.0 ** -i) for i in range(1, 4)]
     dropouts = [Dropout(p) for p in rates]
-    together = hidden(x, norms, dropouts)
+    together = hidden(x, norms, dropouts, g)
     for i, (norm, dropout) in enumerate(zip(norms, dropouts, strict=True)):
-        columns = slice(i * width, (i + 1) * width)
         found = {name.removeprefix(f"{i}."): value for name, value in together.items()
                  if name[0] == str(i)}
-        found |= {name: together[name][:, columns] for name in ("y", "dx")}
+        found |= {name: together[name][i] for name in ("y", "dx")}
         norm.reset_running_stats()
-        alone = hidden(x[:, columns].contiguous(), [norm], [dropout])
-        assert torch.equal(found["y"], alone["y"])
-        for name in ("running_mean", "running_var"):
-            assert torch.equal(found[name], alone[f"0.{name}"])
+        alone = hidden(x[i], [norm], [dropout], g[i])
+        assert {name: torch.equal(value, alone[name] if name in alone else alone[f"0.{name}"])
+                for name, value in found.items()} == dict.fromkeys(found, True)
 
 
 @on_kernels
@@ -253,3 +251,24 @@ def test_second_derivatives_of_the_mlp_block():
     norm = norm.to("cpu", torch.float64)
     expected = second(lambda x: F.relu(norm(x)) * mask, x.double(), norm)
     assert_near(dict(enumerate(found)), dict(enumerate(expected)), 1e-5)
+
+
+@pytest.mark.parametrize("block", ["cnn by map", "cnn by value", "mlp", "mlps side by side"])
+@on_kernels
+def test_a_batch_of_gradients_gives_what_each_gives(block):
+    """Also a second way to the derivative, by PyTorch, held against the kernels."""
+    from fast.gpu.blocks import norm_relu_dropout, norm_relu_dropout_pool
+
+    shape = {"mlp": (20, 5), "mlps side by side": (2, 20, 5)}.get(block, (3, 5, 6, 7))
+    norms = [BatchNorm1d(5).to(DEVICE) for _ in range(2 if len(shape) == 3 else 1)]
+    x = normal(shape, device=DEVICE).requires_grad_()
+    torch.manual_seed(0)
+    if len(shape) == 4:
+        dropout = (Dropout2d if block == "cnn by map" else Dropout)(0.3)
+        y = norm_relu_dropout_pool(x, BatchNorm2d(5).to(DEVICE), dropout)
+    else:
+        y = norm_relu_dropout(x, norms, [Dropout(0.3), Dropout(0.6)][:len(norms)])
+    g = normal((4, *y.shape), 3, device=DEVICE)
+    found, = torch.autograd.grad(y, x, g, is_grads_batched=True, retain_graph=True)
+    expected = torch.stack([torch.autograd.grad(y, x, each, retain_graph=True)[0] for each in g])
+    assert relative(found, expected.cpu()) < 1e-5

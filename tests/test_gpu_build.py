@@ -48,7 +48,7 @@ def build(kernel, types: dict, constants: dict, architecture: int, warps: int) -
     signature = {name: "constexpr" if name in constants else
                  types.get(name, "*fp32" if name.endswith("_ptr") else "i32") for name in names}
     divisible = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names)
-                 if name not in constants and (name.endswith("_ptr") or name == "C")}
+                 if name not in constants and (name.endswith("_ptr") or name in ("C", "room"))}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=divisible)
     built = triton.compile(source, GPUTarget("cuda", architecture, 32), {"num_warps": warps})
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:

@@ -153,6 +153,6 @@ def test_kernels_are_left_alone_where_they_do_not_apply(monkeypatch):
         assert guard.cnn_block(x, norm, Dropout2d(0.3)) is None, "drops in evaluation"
     x, norm = x.flatten(1), BatchNorm1d(16)
     for p, applies in ((0.0, True), (1e-7, False), (0.3, True), (1 - 1e-7, False), (1.0, True)):
-        assert bool(guard.mlp_block(x, [norm], [Dropout(p)])) == applies
-    assert guard.mlp_block(x, [norm], [Dropout2d(0.3)]) is None
-    assert guard.mlp_block(x, [norm.eval()], [Dropout(0.3)]) is None
+        assert bool(guard.mlp_block(x, norm, Dropout(p))) == applies
+    assert guard.mlp_block(x, norm, Dropout2d(0.3)) is None
+    assert guard.mlp_block(x, norm.eval(), Dropout(0.3)) is None

@@ -4,7 +4,8 @@ Where dropout's masks come from:
     whole maps              PyTorch draws one number a map, the very ones of the plain path
     single values of a CNN  as large as x, so never stored: PyTorch draws a seed on the device, from
                             which the kernel draws by Philox
-    an MLP                  torch.rand; networks side by side share the numbers
+    an MLP                  torch.rand; networks side by side share the numbers, which are those
+                            of each alone, as they have one seed
 All follow from torch.manual_seed, and a CUDA graph draws other ones at every replay.
 
 No mask is kept for the derivatives. Forward notes a byte for each window: which of its four values
@@ -18,8 +19,9 @@ import torch
 from torch import Tensor, nn
 from triton import cdiv, next_power_of_2
 
-from fast.blocks import drop_rate
+from fast.blocks import drop_rate, plain_derivative
 from fast.gpu import kernels
+from fast.gpu.guard import normalize_each
 from layers import BatchNorm, Dropout2d
 from layers.functional import batch_norm_in_training, kept
 from layers.normalize import differentiate, parameter_gradients
@@ -40,25 +42,22 @@ def norm_relu_dropout_pool(x: Tensor, norm: BatchNorm, dropout: nn.Module) -> Te
         seed = torch.empty(1, dtype=torch.int64, device=x.device).random_()
     x = x.contiguous(memory_format=torch.channels_last)
     y, mean, variance = NormReluPool.apply(x, norm.weight, norm.bias, norm.eps, p, mask, seed)
-    norm.track(mean, variance, x.numel() // x.size(1))
+    track([norm], mean[None], variance[None], x.numel() // x.size(1))
     return y
 
 
 def norm_relu_dropout(x: Tensor, norms: Sequence[BatchNorm],
                       dropouts: Sequence[nn.Module]) -> Tensor:
-    """dropout(ReLU(norm(x))) of several networks whose columns stand side by side in x (N, C)."""
-    width = x.size(1) // len(norms)
+    """dropout(ReLU(norm(x))) of one network, (N, C), or of several, (networks, N, C)."""
+    N, C = x.shape[-2:]
     for norm in norms:
-        norm.check_input(x[:, :width])
+        norm.check_input(x.view(-1, N, C)[0])
     rates = tuple(map(drop_rate, dropouts))
-    random = None
-    if any(rates):
-        random = torch.rand(len(x), width, dtype=torch.float32, device=x.device)
+    random = torch.rand(N, C, dtype=torch.float32, device=x.device) if any(rates) else None
     weight, bias = (joined([getattr(norm, name) for norm in norms]) for name in ("weight", "bias"))
-    eps, keep = constants(tuple(norm.eps for norm in norms), rates, width, x.device)
-    y, mean, variance = NormRelu.apply(x.contiguous(), weight, bias, eps, keep, random, width)
-    for norm, *own in zip(norms, mean.split(width), variance.split(width), strict=True):
-        norm.track(*own, len(x))
+    eps, keep = constants(tuple(norm.eps for norm in norms), rates, x.device)
+    y, mean, variance = NormRelu.apply(x.contiguous(), weight, bias, eps, keep, random)
+    track(norms, mean, variance, N)
     return y
 
 
@@ -68,11 +67,23 @@ def joined(parameters: list[Tensor | None]) -> Tensor | None:
 
 
 @cache  # a copy to the device in every step would wait for it
-def constants(eps: tuple[float, ...], rates: tuple[float, ...], width: int, device) -> Tensor:
-    """eps and 1 - p of each network for each of its columns, (2, C)."""
-    keep = [1 - p for p in rates]
-    both = torch.tensor([eps, keep], dtype=torch.float32, device=device)
-    return both.repeat_interleave(width, dim=1)
+def constants(eps: tuple[float, ...], rates: tuple[float, ...], device) -> Tensor:
+    """eps and 1 - p of each network, (2, networks)."""
+    return torch.tensor([eps, [1 - p for p in rates]], dtype=torch.float32, device=device)
+
+
+@torch.no_grad()
+def track(norms: Sequence[BatchNorm], mean: Tensor, variance: Tensor, n: int) -> None:
+    """BatchNorm.track for each norm and row of mean and variance, in three kernels for all."""
+    momentum = norms[0].momentum
+    if momentum is None or not all(norm.training and norm.track_running_stats
+                                   and norm.momentum == momentum for norm in norms):
+        for norm, *own in zip(norms, mean, variance, strict=True):
+            norm.track(*own, n)
+        return
+    torch._foreach_add_([norm.num_batches_tracked for norm in norms], 1)
+    running = [*(norm.running_mean for norm in norms), *(norm.running_var for norm in norms)]
+    torch._foreach_lerp_(running, [*mean, *(variance * (n / (n - 1)))], momentum)
 
 
 class NormReluPool(torch.autograd.Function):
@@ -100,19 +111,17 @@ class NormReluPool(torch.autograd.Function):
             pooled, code, weight, bias, stats, mask, y, factor, total, (H // 2) * (W // 2), C)
         ctx.eps, ctx.factor = eps, factor
         ctx.save_for_backward(x, weight, bias, pooled, code, stats)
-        mean, _, variance, _ = stats
-        ctx.mark_non_differentiable(mean, variance)
-        ctx.set_materialize_grads(False)  # or zeros are filled in for these two
-        return y, mean, variance
+        return y, *statistics(ctx, stats)
 
     @staticmethod
     def backward(ctx, g: Tensor, *_):
         x, weight, bias, pooled, code, stats = ctx.saved_tensors
         N, C, H, W = x.shape
-        if torch.is_grad_enabled():
-            y = batch_norm_in_training(x, weight, bias, ctx.eps)[0].flatten(2)
-            y = y.gather(2, places(code, W)).view_as(code) * (code < 4) * ctx.factor
-            return *differentiate(y.to(g.dtype), (x, weight, bias), g), *[None] * 4
+        if plain_derivative(g):
+            with torch.enable_grad():
+                y = batch_norm_in_training(x, weight, bias, ctx.eps)[0].flatten(2)
+                y = y.gather(2, places(code, W)).view_as(code) * (code < 4) * ctx.factor
+                return *differentiate(y.to(x.dtype), (x, weight, bias), g), *[None] * 4
         g = g.contiguous(memory_format=torch.channels_last)
         programs, total = summing_programs(x), code.numel() // C
         parts, sums, dx = float32(x, 2, programs, C), float32(x, 2, C), torch.empty_like(x)
@@ -136,37 +145,52 @@ def evaluated(x: Tensor, mean: Tensor, variance: Tensor, weight: Tensor | None,
 
 
 class NormRelu(torch.autograd.Function):
-    """dropout(ReLU(batch_norm(x))) of (N, C), with mean and variance.
+    """dropout(ReLU(batch_norm(x))) of (N, C) or (networks, N, C), with mean and variance.
 
-    eps and keep (C,), random (N, width) or None: see columns_forward_kernel.
+    weight and bias (networks * C,), eps and keep (networks,), random: see columns_forward_kernel.
+    Each network's y and d x begin as its own tensors would, at a multiple of 512 bytes: the kernel
+    that computes a product may depend on that.
     """
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: Tensor,
-                keep: Tensor, random: Tensor | None, width: int):
-        N, C = x.shape
-        y, stats = torch.empty_like(x), float32(x, 4, C)
-        kernels.columns_forward_kernel[column_groups(C)](
-            x, weight, bias, keep, eps, random, y, stats, N, C, width, num_warps=8)
+                keep: Tensor, random: Tensor | None):
+        (N, C), networks = x.shape[-2:], len(keep)
+        (y, room), stats = apart(x), float32(x, 4, networks, C)
+        kernels.columns_forward_kernel[*column_groups(C), networks](
+            x, weight, bias, keep, eps, random, y, stats, N, C, room, num_warps=8)
         ctx.save_for_backward(x, weight, bias, eps, keep, stats, y)
-        mean, _, variance, _ = stats
-        ctx.mark_non_differentiable(mean, variance)
-        ctx.set_materialize_grads(False)  # or zeros are filled in for these two
-        return y, mean, variance
+        return y, *statistics(ctx, stats)
 
     @staticmethod
     def backward(ctx, g: Tensor, *_):
         x, weight, bias, eps, keep, stats, y = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            normalized = batch_norm_in_training(x, weight, bias, eps)[0]
-            again = normalized * (y > 0) * torch.where(keep > 0, 1 / keep, 0)
-            return *differentiate(again.to(g.dtype), (x, weight, bias), g), *[None] * 4
-        g = g.contiguous()
-        N, C = x.shape
-        sums, dx = float32(x, 2, C), torch.empty_like(x)
-        kernels.columns_backward_kernel[column_groups(C)](
-            x, y, g, weight, keep, stats, sums, dx, N, C, num_warps=8)
-        return dx, *parameter_gradients(weight, bias, *sums), *[None] * 4
+        N, C = x.shape[-2:]
+        if plain_derivative(g):
+            factor = torch.where(keep > 0, 1 / keep, 0).view(-1, *[1] * (x.dim() - 1))
+            with torch.enable_grad():
+                again = normalize_each(x, weight, bias, eps.repeat_interleave(C))[0]
+                again = (again * (y > 0) * factor).to(y.dtype)
+                return *differentiate(again, (x, weight, bias), g), *[None] * 3
+        sums, (dx, room) = float32(x, 2, len(keep), C), apart(x)
+        kernels.columns_backward_kernel[*column_groups(C), len(keep)](
+            x, y, g.contiguous(), weight, keep, stats, sums, dx, N, C, room, num_warps=8)
+        return dx, *parameter_gradients(weight, bias, *sums), *[None] * 3
+
+
+def apart(x: Tensor) -> tuple[Tensor, int]:
+    """An empty tensor like x, (N, C) or (networks, N, C), and how far apart its networks begin."""
+    N, C = x.shape[-2:]
+    room = cdiv(N * C, 256) * 256  # values: a multiple of 512 bytes
+    return x.new_empty_strided(x.shape, (room, C, 1)[-x.dim():]), room
+
+
+def statistics(ctx, stats: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance, which have no derivative here."""
+    mean, _, variance, _ = stats
+    ctx.mark_non_differentiable(mean, variance)
+    ctx.set_materialize_grads(False)  # or zeros are filled in for these two
+    return mean, variance
 
 
 def places(code: Tensor, W: int) -> Tensor:

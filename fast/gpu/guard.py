@@ -7,7 +7,7 @@ one line says so, and the layers are computed one by one.
 
 import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 from types import ModuleType
 
@@ -38,17 +38,15 @@ def cnn_block(x: Tensor, norm: nn.Module, dropout: nn.Module) -> Callable | None
     return None
 
 
-def mlp_block(x: Tensor, norms: Sequence[nn.Module],
-              dropouts: Sequence[nn.Module]) -> Callable | None:
+def mlp_block(x: Tensor, norm: nn.Module, dropout: nn.Module) -> Callable | None:
     """A function for x (N, C) through norm, ReLU and dropout, in training.
 
-    x holds the columns of one network or of several side by side, each with its norm and dropout.
+    It takes lists of norms and dropouts: of one network, or of several whose x are stacked.
     """
-    rates = list(map(drop_rate, dropouts))
-    if (all(suits(x, norm) and norm.uses_batch_statistics() for norm in norms) and x.dim() == 2
-            and all(p in (0, 1) or 1e-6 < p < 1 - 1e-6 for p in rates)  # torch.rand has 24 bits
-            and not any(type(dropout) is Dropout2d for dropout in dropouts)
-            and works("columns", x.dtype, x.device)):
+    p = drop_rate(dropout)
+    if (suits(x, norm) and norm.uses_batch_statistics() and x.dim() == 2
+            and (p in (0, 1) or 1e-6 < p < 1 - 1e-6)  # torch.rand has 24 bits
+            and type(dropout) is not Dropout2d and works("columns", x.dtype, x.device)):
         return blocks().norm_relu_dropout
     return None
 
@@ -93,26 +91,26 @@ def difference(kind: str, dtype: torch.dtype, device: torch.device) -> str:
     def on(values: Tensor) -> Tensor:
         return values.to(device)
 
-    random, p = torch.Generator().manual_seed(0), 0.4
-    shape = (33, 36) if kind == "columns" else (5, 32, 7, 6)
-    C, rest = shape[1], [1] * (len(shape) - 2)
+    random, p, pools = torch.Generator().manual_seed(0), 0.4, kind != "columns"
+    shape = (5, 32, 7, 6) if pools else (2, 33, 36)  # two networks side by side
     x = (torch.randn(shape, generator=random) * 2 + 5).to(dtype)
-    weight, bias = torch.randn(2, C, generator=random)
-    uniform, seed = torch.rand(*shape[:2], *rest, generator=random), torch.tensor([2 ** 40 + 7])
+    weight, bias = torch.randn(2, 32 if pools else 72, generator=random)
+    uniform = torch.rand((5, 32, 1, 1) if pools else (33, 36), generator=random)
+    seed = torch.tensor([2 ** 40 + 7])
     mask = kept_by_value(seed, p, shape) if kind == "pool by value" else uniform < 1 - p
-    constants = on(torch.tensor([[EPS], [1 - p]]).expand(2, C).contiguous())
     function, others = {
-        "columns": (blocks().NormRelu, (*constants, on(uniform), C)),
+        "columns": (blocks().NormRelu, (*on(torch.tensor([[EPS] * 2, [1 - p] * 2])), on(uniform))),
         "pool": (blocks().NormReluPool, (EPS, p, on(mask).to(dtype), None)),
         "pool by value": (blocks().NormReluPool, (EPS, p, None, on(seed)))}[kind]
 
     def definition(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
-        y, mean, variance = batch_norm_in_training(x, weight, bias, EPS)
+        norm = batch_norm_in_training if pools else normalize_each
+        y, mean, variance = norm(x, weight, bias, EPS)
         y = F.relu(y) * mask / (1 - p)
-        return F.max_pool2d(y, 2) if rest else y, mean, variance
+        return F.max_pool2d(y, 2) if pools else y, mean, variance
 
     expected = step(definition, x.double(), weight.double(), bias.double())
-    dense = x.contiguous(memory_format=torch.channels_last) if rest else x
+    dense = x.contiguous(memory_format=torch.channels_last) if pools else x
     found = step(lambda *own: function.apply(*own, *others), on(dense), on(weight), on(bias))
     if kind == "pool":
         statistics = [expected["mean"].float(), expected["variance"].float()]
@@ -120,7 +118,7 @@ def difference(kind: str, dtype: torch.dtype, device: torch.device) -> str:
         expected["evaluation"] = F.max_pool2d(F.relu(plain), 2)
         found["evaluation"] = blocks().evaluated(*map(on, (x, *statistics, weight, bias)), EPS)
     for name, value in expected.items():
-        error = (found[name].detach().cpu().double() - value).norm() / value.norm()
+        error = (found[name].detach().cpu().double().view_as(value) - value).norm() / value.norm()
         if not error < TOLERANCE[dtype]:
             return f"{name} is off by {error:.1g}"
     return ""
@@ -136,7 +134,16 @@ def step(function: Callable, *inputs: Tensor) -> dict[str, Tensor]:
                     (y, mean, variance, *gradients), strict=True))
 
 
-# The masks that the CNN's kernel draws
+# Networks side by side, and the masks that the CNN's kernel draws
+
+
+def normalize_each(x: Tensor, weight: Tensor | None, bias: Tensor | None,
+                   eps: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`batch_norm_in_training` of networks on their own: (N, C) or (networks, N, C)."""
+    N, C = x.shape[-2:]
+    side_by_side = x.reshape(-1, N, C).transpose(0, 1).flatten(1)  # (N, networks * C)
+    y, *statistics = batch_norm_in_training(side_by_side, weight, bias, eps)
+    return y.unflatten(1, (-1, C)).transpose(0, 1).reshape(x.shape), *statistics
 
 
 def kept_by_value(seed: Tensor, p: float, shape: tuple[int, ...]) -> Tensor:

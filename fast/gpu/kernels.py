@@ -3,7 +3,7 @@
 A CNN's x has shape (N, C, H, W) in channels_last order: the C values of a pixel lie side by side.
 As in fast/blocks.py, x is read once forward, for statistics and pooling, and once backward; all
 else touches the quarter that MaxPool keeps. An MLP's x, (N, C), is small: one program takes a few
-columns through all steps.
+columns through all steps, of one network among those that train side by side.
 
 Sums run within programs, then over programs, in an order that constants fix. There are no atomics
 and no autotuning, so a run repeats bit for bit. All arithmetic is float32, whatever x is stored in.
@@ -270,13 +270,14 @@ def evaluation_kernel(x_ptr, weight_ptr, bias_ptr, mean_ptr, variance_ptr, y_ptr
     tl.store(y_ptr + place[:, None] * C + c[None, :], y, inside)
 
 
-# The MLP's: dropout(ReLU(batch_norm(x))), of several networks whose columns stand side by side
+# The MLP's: dropout(ReLU(batch_norm(x))), of one network or of several side by side
 
 
 @triton.jit
 def columns(C):
-    c = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    return c, c < C
+    """The columns of this program, and which of them exist; its network; the columns among all."""
+    c, network = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS), tl.program_id(1)
+    return c, c < C, network, network * C + c, tl.num_programs(1) * C
 
 
 @triton.jit
@@ -287,15 +288,17 @@ def load_rows(x_ptr, start, c, own, N, C):
     return tl.load(x_ptr + at, inside, 0.0).to(tl.float32), at, inside, row
 
 
-@triton.jit(do_not_specialize=["N", "width"])
+@triton.jit(do_not_specialize=["N"])
 def columns_forward_kernel(x_ptr, weight_ptr, bias_ptr, keep_ptr, eps_ptr, random_ptr, y_ptr,
-                           stats_ptr, N, C, width):
-    """x (N, C) → y = ReLU(xhat * weight + bias) * mask / keep, (N, C), and stats (4, C).
+                           stats_ptr, N, C, room):
+    """x (networks, N, C) → y = ReLU(xhat * weight + bias) * mask / keep; stats (4, networks, C).
 
-    keep and eps (C,): each column's 1 - p and eps. random (N, width), uniform in [0, 1), or None:
-    a value stays where it is below keep. Networks of `width` columns each share the random numbers.
+    weight and bias (networks, C); keep and eps (networks,): 1 - p and eps. random (N, C), uniform
+    in [0, 1), or None: a value stays where it is below keep, and all networks share the numbers.
+    A network's y begins `room` values after the one before.
     """
-    c, own = columns(C)
+    c, own, network, k, total = columns(C)
+    x_ptr, y_ptr = x_ptr + network * N * C, y_ptr + network * room
     shift = tl.load(x_ptr + c, own, 0.0).to(tl.float32)
     n = tl.zeros((ROWS,), tl.float32)
     mean, m2 = tl.zeros((ROWS, COLUMNS), tl.float32), tl.zeros((ROWS, COLUMNS), tl.float32)
@@ -303,29 +306,28 @@ def columns_forward_kernel(x_ptr, weight_ptr, bias_ptr, keep_ptr, eps_ptr, rando
         x, _, _, row = load_rows(x_ptr, start, c, own, N, C)
         n, mean, m2 = welford(n, mean, m2, x - shift[None, :], (row < N).to(tl.float32))
     n, mean, m2 = join(tl.broadcast_to(n[:, None], (ROWS, COLUMNS)), mean, m2)
-    eps = tl.load(eps_ptr + c, own, 1.0)
-    mean, rest, r = write_statistics(stats_ptr, c, own, C, shift, n, mean, m2, eps)
-    weight, bias = per_channel(weight_ptr, c, own, 1.0), per_channel(bias_ptr, c, own, 0.0)
-    keep = tl.load(keep_ptr + c, own, 1.0)
+    eps, keep = tl.load(eps_ptr + network), tl.load(keep_ptr + network)
+    mean, rest, r = write_statistics(stats_ptr, k, own, total, shift, n, mean, m2, eps)
+    weight, bias = per_channel(weight_ptr, k, own, 1.0), per_channel(bias_ptr, k, own, 0.0)
     factor = tl.where(keep > 0, 1 / keep, 0.0)
     for start in range(0, N, ROWS):
-        x, at, inside, row = load_rows(x_ptr, start, c, own, N, C)
-        x = normalized(x, mean, rest, r)
-        y = relu(x * weight[None, :] + bias[None, :])
+        x, at, inside, _ = load_rows(x_ptr, start, c, own, N, C)
+        y = relu(normalized(x, mean, rest, r) * weight[None, :] + bias[None, :])
         if random_ptr is not None:
-            random = tl.load(random_ptr + row[:, None] * width + (c % width)[None, :], inside, 0.0)
-            y *= tl.where(random < keep[None, :], factor[None, :], 0.0)
+            y *= tl.where(tl.load(random_ptr + at, inside, 0.0) < keep, factor, 0.0)
         tl.store(y_ptr + at, y, inside)
 
 
 @triton.jit(do_not_specialize=["N"])
 def columns_backward_kernel(x_ptr, y_ptr, g_ptr, weight_ptr, keep_ptr, stats_ptr, sums_ptr, dx_ptr,
-                            N, C):
-    """g, the gradient of y → that of x, (N, C); sums (2, C) of g and g * xhat, as in the CNN's."""
-    c, own = columns(C)
-    keep = tl.load(keep_ptr + c, own, 1.0)
-    factor = tl.where(keep > 0, 1 / keep, 0.0)[None, :]
-    mean, rest, r = read_statistics(stats_ptr, c, own, C)
+                            N, C, room):
+    """g, the gradient of y → that of x, with `room` as y; sums (2, networks, C) as in the CNN's."""
+    c, own, network, k, total = columns(C)
+    x_ptr, g_ptr = x_ptr + network * N * C, g_ptr + network * N * C
+    y_ptr, dx_ptr = y_ptr + network * room, dx_ptr + network * room
+    keep = tl.load(keep_ptr + network)
+    factor = tl.where(keep > 0, 1 / keep, 0.0)
+    mean, rest, r = read_statistics(stats_ptr, k, own, total)
     sum_g, sum_gx = tl.zeros((ROWS, COLUMNS), tl.float32), tl.zeros((ROWS, COLUMNS), tl.float32)
     for start in range(0, N, ROWS):
         x, at, inside, _ = load_rows(x_ptr, start, c, own, N, C)
@@ -333,9 +335,9 @@ def columns_backward_kernel(x_ptr, y_ptr, g_ptr, weight_ptr, keep_ptr, stats_ptr
         sum_g += g
         sum_gx += g * normalized(x, mean, rest, r)
     sum_g, sum_gx = tl.sum(sum_g, 0), tl.sum(sum_gx, 0)
-    tl.store(sums_ptr + c, sum_g, own)
-    tl.store(sums_ptr + C + c, sum_gx, own)
-    scale = per_channel(weight_ptr, c, own, 1.0) * r
+    tl.store(sums_ptr + k, sum_g, own)
+    tl.store(sums_ptr + total + k, sum_gx, own)
+    scale = per_channel(weight_ptr, k, own, 1.0) * r
     sum_g, sum_gx = sum_g / N, sum_gx / N
     for start in range(0, N, ROWS):
         x, at, inside, _ = load_rows(x_ptr, start, c, own, N, C)
