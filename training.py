@@ -46,9 +46,8 @@ class Trainer:
         self.network.to(device, memory_format=torch.channels_last)
         if settings.compile:
             self.network.compile()
-        self.optimizer = adam(self.network, settings, device)
-        if wants_graph(device):
-            self.step = GraphedStep(self.step, self.network, self.optimizer)
+        self.optimizer, self.rate = adam(self.network, settings, device), settings.learning_rate
+        self.graph = GraphedStep(self.network, self.optimizer) if wants_graph(device) else None
         self.rows: list[dict] = []
         self.best: dict = {}
         self.best_weights: dict[str, Tensor] = {}
@@ -68,7 +67,7 @@ class Trainer:
         self.network.train()
         for index in self.batches():
             self.set_learning_rate(len(steps))
-            steps.append(self.step(index))
+            steps.append(self.graph(self.step, index) if self.graph else self.step(index))
             on_step()
         measured = {"train": tuple(map(torch.stack, zip(*steps, strict=True)))}
         self.network.eval()
@@ -99,7 +98,8 @@ class Trainer:
     def set_learning_rate(self, step: int) -> None:
         progress = (self.epoch + step / self.steps) / self.settings.num_epochs
         rate = self.settings.learning_rate * schedule(self.settings.schedule, progress)
-        for group in self.optimizer.param_groups:
+        if rate != self.rate:
+            self.rate, (group,) = rate, self.optimizer.param_groups
             group["lr"] = group["lr"].fill_(rate) if isinstance(group["lr"], Tensor) else rate
 
     def end_epoch(self, measured: dict[str, tuple[Tensor, Tensor]], start: float) -> dict:
@@ -117,12 +117,12 @@ class Trainer:
         self.rows.append(row)
         if not self.best or row["val_acc"] > self.best["val_acc"]:
             self.best = row
-            self.best_weights = on_cpu(self.network.state_dict(), copy=True)
+            self.best_weights = on_cpu(self.network.state_dict())
         return row
 
     def state_dict(self) -> dict:
         own = {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
-        return {**on_cpu(own), "rows": self.rows, "best": self.best,
+        return {**on_cpu(own), "rows": self.rows[:], "best": self.best,
                 "best_weights": self.best_weights}
 
     def load_state_dict(self, state: dict) -> None:

@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -174,9 +175,9 @@ def step_makers(place: Place, network: str, precision: str, kind: str | None,
         for name, build in ways.items():
             trainer = Trainer(build, data, settings, index.device)
             trainer.network.train()
-            step = Trainer.step.__get__(trainer)  # without the graph that the environment asks for
+            step = trainer.step
             if graphed:
-                step = GraphedStep(step, trainer.network, trainer.optimizer)
+                step = partial(GraphedStep(trainer.network, trainer.optimizer), step)
 
             def take(step=step, works=name == "kernels" and guard.works) -> None:
                 with mock.patch.object(guard, "works", works or (lambda *_: False)):

@@ -1,6 +1,7 @@
 """torch.optim.Adam, which starts sooner."""
 
 import inspect
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -19,6 +20,28 @@ class Adam(torch.optim.Adam):
         torch.optim.Adam.add_param_group, torch.optim.Adam.load_state_dict,
         torch.optim.Adam.state_dict, torch.optim.Adam.zero_grad))
     step = torch.no_grad()(inspect.unwrap(torch.optim.Adam.step))
+    _warned_capturable_if_run_uncaptured = True  # it may be captured, and steps before that too
+
+
+class Together(Adam):
+    """Adams of equal settings, as one whose step a GPU takes in two kernels."""
+
+    step = torch.no_grad()(inspect.unwrap(torch.optim.Adam.step))  # without the hooks of one
+
+    def __init__(self, optimizers: Sequence[Adam]):
+        self.optimizers, self.param_groups = optimizers, optimizers[0].param_groups
+
+    def _init_group(self, group: dict, *lists: list) -> bool:
+        for own in self.optimizers:
+            own._init_group(own.param_groups[0], *lists)
+        return False  # whether one holds complex numbers
+
+
+def step_together(optimizers: Sequence[Adam]) -> None:
+    """A step of each, and no gradients left."""
+    Together(optimizers).step()
+    for optimizer in optimizers:
+        optimizer.zero_grad()
 
 
 def adam(network: nn.Module, settings: Settings, device: torch.device) -> Adam:

@@ -3,18 +3,25 @@
 Each batch is prepared once for all. All else is each network's own: random numbers, loss,
 optimizer, rows, and what goes wrong with it. Each ends as it would alone, in fp32 bit for bit.
 
-Their first layers take most of the time. Where oneDNN computes them (bf16, fast/linear.py) they
-are one product, which reads the images from memory once instead of eight times. In fp32 it sums a
-column in the same order whatever stands beside it, with 100 hidden units on up to 32 threads. MKL
-does not.
+On a CPU their first layers take most of the time. Where oneDNN computes them (bf16, fast/linear.py)
+they are one product, which reads the images from memory once instead of eight times. In fp32 it
+sums a column in the same order whatever stands beside it, with 100 hidden units on up to 32
+threads. MKL does not.
+
+On a GPU starting kernels takes most of the time. There the blocks are one kernel for all. Each
+network keeps products of its own: cuBLAS chooses its kernel by the shape, so that of a joint
+product, batched or wide, would round by the company, and a run may go on in another one.
 """
 
+import contextlib
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
+from fast.adam import step_together
+from fast.choice import faster_hidden
 from fast.linear import applies, linear
 from store.images import evaluation_batches, take
 from training import Trainer, answer, cross_entropy
@@ -46,6 +53,7 @@ class SideBySide:
     def __init__(self, trainers: Sequence[Trainer]):
         self.trainers = trainers
         self.precision = trainers[0].settings.precision
+        self.device = trainers[0].data.train.labels.device
         self.streams: dict[Trainer, Tensor] = {}  # each one's state of the random generator
         self.outcomes: dict = {}  # what each one did last, or the exception that ended it
 
@@ -64,16 +72,20 @@ class SideBySide:
         for name in ("val", "test"):
             for x, y in evaluation_batches(getattr(data, name)):
                 self.evaluate(name, x, y)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
         seconds = (time.perf_counter() - start) / len(self.trainers)
+        labels = {name: torch.cat(parts) for name, parts in self.labels.items()}
         self.each(lambda trainer: trainer.end_epoch(
-            {name: (torch.cat(losses), torch.cat(right))
-             for name, (losses, right) in self.measured[trainer].items()},
+            {name: (torch.cat(losses), torch.cat(logits).argmax(1) == labels[name])
+             for name, (losses, logits) in self.measured[trainer].items()},
             time.perf_counter() - seconds))
         return [self.outcomes[trainer] for trainer in self.trainers]
 
     def start(self) -> tuple[Tensor, ...]:
         """Begin an epoch; returns its batches, which all share."""
-        self.measured = {trainer: {name: ([], []) for name in ("train", "val", "test")}
+        self.labels = {name: [] for name in ("train", "val", "test")}
+        self.measured = {trainer: {name: ([], []) for name in self.labels}
                          for trainer in self.trainers}
         self.each(Trainer.batches)
         for trainer in self.trainers:
@@ -81,33 +93,61 @@ class SideBySide:
         return next((found for found in self.outcomes.values() if isinstance(found, tuple)), ())
 
     def step(self, step: int, x: Tensor, y: Tensor) -> None:
-        self.each(lambda *own: self.loss("train", *own, y, "mean"), self.linear1(x))
-        losses = [loss for loss in self.outcomes.values() if isinstance(loss, Tensor)]
-        torch.autograd.backward(losses)
-        self.each(lambda trainer: update(trainer, step))
+        self.labels["train"].append(y)
+        self.each(lambda *own: self.loss("train", *own, y, "mean"), self.begun(x))
+        losses = {trainer: loss for trainer, loss in self.outcomes.items()
+                  if isinstance(loss, Tensor)}
+        one = torch.ones((), device=self.device)
+        torch.autograd.backward(list(losses.values()), [one] * len(losses))
+        alike = {}
+        for trainer in losses:
+            trainer.set_learning_rate(step)
+            kind = trainer.rate, trainer.settings.weight_decay
+            alike.setdefault(kind, []).append(trainer.optimizer)
+        for optimizers in alike.values():
+            step_together(optimizers)
 
     @torch.no_grad()
     def evaluate(self, name: str, x: Tensor, y: Tensor) -> None:
-        self.each(lambda *own: self.loss(name, *own, y, "none"), self.linear1(x))
+        self.labels[name].append(y)
+        self.each(lambda *own: self.loss(name, *own, y, "none"), self.begun(x))
+
+    def begun(self, x: Tensor) -> list[tuple[Callable, Tensor]]:
+        """The layers that each network still has to compute, and their input."""
+        hidden = dict(zip(self.trainers, self.linear1(x), strict=True))
+        begun = {trainer: (trainer.network.after_linear1, own) for trainer, own in hidden.items()}
+        kernels = [faster_hidden(own, trainer.network.norm, trainer.network.dropout)
+                   for trainer, own in hidden.items()]
+        if together := [trainer for trainer, kernel in zip(hidden, kernels, strict=True) if kernel]:
+            networks = [trainer.network for trainer in together]
+            with self.random_numbers(together[0]):  # of one seed, they all draw these
+                y = next(filter(None, kernels))(torch.stack([hidden[one] for one in together]),
+                                                [network.norm for network in networks],
+                                                [network.dropout for network in networks])
+            for trainer, own in zip(together, y.unbind(), strict=True):
+                begun[trainer] = trainer.network.linear2, own
+        return list(begun.values())
 
     def linear1(self, x: Tensor) -> tuple[Tensor, ...]:
         """The first layer of each network."""
         layers = [trainer.network.linear1 for trainer in self.trainers]
-        if self.precision == "bf16":
+        half = self.precision == "bf16"
+        if half:
             x = x.to(torch.bfloat16)
-        elif not applies(x, layers[0].weight, layers[0].bias):
-            return tuple(layer(x) for layer in layers)
+        if x.device.type != "cpu" or not half and not applies(x, layers[0].weight, layers[0].bias):
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
+                return tuple(layer(x) for layer in layers)
         return Linears.apply(x, *(layer.weight for layer in layers),
                              *(layer.bias for layer in layers))
 
-    def loss(self, name: str, trainer: Trainer, hidden: Tensor, y: Tensor,
+    def loss(self, name: str, trainer: Trainer, begun: tuple[Callable, Tensor], y: Tensor,
              reduction: str) -> Tensor:
-        """The loss behind the first layer; it and the right answers count for the epoch's row."""
-        logits = answer(trainer.network.after_linear1, hidden, self.precision)
+        """The loss of a network begun; it and the answers count for the epoch's row."""
+        logits = answer(*begun, self.precision)
         loss = cross_entropy(logits, y, reduction)
-        losses, right = self.measured[trainer][name]
+        losses, answers = self.measured[trainer][name]
         losses.append(loss.detach().reshape(-1))
-        right.append(logits.detach().argmax(1) == y)
+        answers.append(logits.detach())
         return loss
 
     def each(self, work: Callable, *arguments: Iterable) -> None:
@@ -115,16 +155,18 @@ class SideBySide:
         for trainer, *own in zip(self.trainers, *arguments, strict=True):
             if isinstance(self.outcomes.get(trainer), Exception):
                 continue
-            if trainer in self.streams:
-                torch.set_rng_state(self.streams[trainer])
-            try:
-                self.outcomes[trainer] = work(trainer, *own)
-            except Exception as error:
-                self.outcomes[trainer] = error
-            self.streams[trainer] = torch.get_rng_state()
+            with self.random_numbers(trainer):
+                try:
+                    self.outcomes[trainer] = work(trainer, *own)
+                except Exception as error:
+                    self.outcomes[trainer] = error
 
-
-def update(trainer: Trainer, step: int) -> None:
-    trainer.set_learning_rate(step)
-    trainer.optimizer.step()
-    trainer.optimizer.zero_grad()
+    @contextlib.contextmanager
+    def random_numbers(self, trainer: Trainer) -> Iterator[None]:
+        """Go on with a trainer's random numbers, where it left off."""
+        generator = (torch.cuda.default_generators[torch.cuda.current_device()]
+                     if self.device.type == "cuda" else torch.default_generator)
+        if trainer in self.streams:
+            generator.set_state(self.streams[trainer])
+        yield
+        self.streams[trainer] = generator.get_state()

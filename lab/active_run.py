@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
@@ -10,7 +10,7 @@ import torch
 from fast.machine import versions
 from fast.processor import processor
 from fast.side_by_side import SideBySide
-from lab.checkpoint import Lost, best_of, checkpoint_of, take_up
+from lab.checkpoint import Lost, best_of, files_of, take_up
 from lab.progress import Pace, Progress
 from lab.tracking import Tracking
 from load_data import Data
@@ -81,7 +81,7 @@ class ActiveRun:
                 self.folder, lambda: Trainer(build, self.data, self.settings, self.device))
             self.saved = self.trainer.epoch
             if self.saved:  # these may be older or newer than the checkpoint
-                self.folder.save_views(self.trainer.rows, best_of(self.trainer))
+                self.folder.save_views(self.trainer.rows, best_of(vars(self.trainer)))
             self.progress.begin(self.saved)
             self.tracking = Tracking(tools, self.folder.folder, config, self.trainer.rows)
             self.ends.callback(lambda: self.tracking.close(self.failed))
@@ -116,12 +116,11 @@ class ActiveRun:
             if isinstance(outcome, Exception):
                 raise outcome
             self.progress.level(self.trainer.epoch)
-            best = best_of(self.trainer) if self.trainer.best is outcome else None
             self.recorded = recorder.submit(self.record, self.trainer.rows[:],
-                                            checkpoint_of(self.trainer), best)
+                                            files_of(self.trainer))
 
-    def record(self, rows: list[dict], checkpoint: bytes, best: bytes | None) -> None:
-        self.folder.save(rows, checkpoint, best)
+    def record(self, rows: list[dict], files: Callable[[], tuple[bytes, bytes | None]]) -> None:
+        self.folder.save(rows, *files())
         self.saved = len(rows)
         self.tracking.epoch(rows[-1])
         self.progress.epoch(rows[-1])

@@ -11,7 +11,7 @@ from load_data import Data
 from store.files import is_number, one_line
 from store.run import COLUMNS, RunFolder
 from store.settings import Settings, without_defaults
-from store.trained import judging, largest, read_state, refuse_unlike
+from store.trained import copied, judging, largest, read_state, refuse_unlike
 from training import Trainer
 
 
@@ -33,12 +33,24 @@ def as_bytes(state: dict) -> bytes:
     return buffer.getvalue()
 
 
-def checkpoint_of(trainer: Trainer) -> bytes:
-    return as_bytes({"identity": identity(trainer.settings, trainer.data), **trainer.state_dict()})
+def files_of(trainer: Trainer) -> Callable[[], tuple[bytes, bytes | None]]:
+    """checkpoint.pt of now and, if the last epoch is the best, best.pt.
+
+    The state is copied at once. What is returned waits for the device and makes the bytes: for
+    another thread, while the trainer goes on.
+    """
+    state = {"identity": identity(trainer.settings, trainer.data), **trainer.state_dict()}
+    wait = copied(trainer.data.train.labels.device)
+
+    def files() -> tuple[bytes, bytes | None]:
+        wait()
+        return as_bytes(state), best_of(state) if state["best"] is state["rows"][-1] else None
+
+    return files
 
 
-def best_of(trainer: Trainer) -> bytes:
-    return as_bytes({"network": trainer.best_weights, **trainer.best})
+def best_of(state: dict) -> bytes:
+    return as_bytes({"network": state["best_weights"], **state["best"]})
 
 
 def take_up(folder: RunFolder, new_trainer: Callable[[], Trainer]) -> Trainer:

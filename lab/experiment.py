@@ -11,6 +11,7 @@ from fast.machine import choose_device, keep_freed_memory  # before torch: says 
 # isort: split
 import torch
 
+from fast.gpu.graph import wants_graph
 from lab.active_run import ActiveRun, in_words, train
 from lab.progress import Pace, print_results
 from lab.terminal import gently
@@ -113,12 +114,16 @@ def train_group(group: list[Settings], folders: dict[Settings, RunFolder], optio
 
 
 def gain_side_by_side(options, device: torch.device) -> bool:
-    """Whether runs are trained side by side: small MLPs whose first layers have the same input."""
+    """Whether runs are trained side by side: small MLPs whose first layers have the same input.
+
+    A CUDA graph starts all kernels of a step at once, which leaves nothing to share.
+    """
     settings = options.settings[0]  # all have these in common
     small = settings.network == "mlp" and settings.hidden_size <= 1000
     plain = not settings.augment and not settings.compile
     alone = options.wandb  # takes one run of a process at a time
-    return small and plain and device.type == "cpu" and not alone
+    able = device.type in ("cpu", "cuda") and not wants_graph(device)
+    return small and plain and able and not alone
 
 
 def groups(runs: list[Settings], size: int) -> list[list[Settings]]:

@@ -166,10 +166,21 @@ def signature(x: Tensor) -> tuple:
             x.requires_grad)
 
 
-def on_cpu(state, copy: bool = False):
-    """Nested dicts and lists with their tensors on the CPU."""
+def on_cpu(state):
+    """A copy of nested dicts and lists, its tensors on the CPU; of a GPU's, once `copied`."""
     if isinstance(state, dict):
-        return {key: on_cpu(value, copy) for key, value in state.items()}
+        return {key: on_cpu(value) for key, value in state.items()}
     if isinstance(state, list):
-        return [on_cpu(value, copy) for value in state]
-    return state.detach().to("cpu", copy=copy) if isinstance(state, Tensor) else state
+        return [on_cpu(value) for value in state]
+    if isinstance(state, Tensor):
+        return state.detach().to("cpu", non_blocking=state.is_cuda, copy=True)
+    return state
+
+
+def copied(device: torch.device) -> Callable[[], None]:
+    """What waits, in any thread, for the copies begun. The device makes them before it goes on."""
+    if device.type != "cuda":
+        return lambda: None
+    event = torch.cuda.Event(blocking=True)
+    event.record()
+    return event.synchronize

@@ -38,6 +38,16 @@ def image_folder(tmp_path_factory) -> Path:
     return write_image_folder(tmp_path_factory.mktemp("data") / "images")
 
 
+@pytest.fixture(scope="session")
+def images(tmp_path_factory) -> Path:
+    """100 + 20 pictures, decoded already, so that every run does the same."""
+    from load_data import load_cifar_2d
+
+    folder = write_image_folder(tmp_path_factory.mktemp("data") / "images", 10, 2)
+    load_cifar_2d(folder)
+    return folder
+
+
 def unpacked(tmp_path_factory, kind: str) -> Path:
     if not (SHARED / "prepare.py").exists():
         pytest.skip("the real images are not here (../shared/cifar10)")

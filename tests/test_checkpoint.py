@@ -15,17 +15,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import write_image_folder
 from faults import Child, count, outcome
 from in_process import BUILD, LOAD, main, only_run, random_data, settings_of, trainer_of
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 
 from lab import active_run, checkpoint, experiment
-from lab.checkpoint import as_bytes, checkpoint_of, take_up
-from load_data import load_cifar_2d
+from lab.checkpoint import as_bytes, files_of, take_up
 from store.run import RunFolder
-from store.trained import is_out_of_memory
+from store.trained import copied, is_out_of_memory
 from training import Diverged, Trainer, on_cpu
 
 SETTINGS = settings_of("mlp", hidden_size=2)
@@ -38,18 +36,11 @@ NO_MEMORY = [MemoryError(), RuntimeError("CUDA out of memory. Tried to allocate 
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory) -> Path:
-    folder = write_image_folder(tmp_path_factory.mktemp("data") / "images", 10, 2)
-    load_cifar_2d(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def good() -> bytes:
     """A checkpoint after one epoch."""
     trainer = trainer_of(SETTINGS, DATA)
     trainer.run_epoch()
-    return checkpoint_of(trainer)
+    return files_of(trainer)()[0]
 
 
 @pytest.fixture(scope="module")
@@ -245,6 +236,30 @@ def test_best_weights_lie_on_the_cpu_fresh_and_resumed(half_done):
         assert weights["weight"].device.type == "cpu"
 
 
+def test_files_hold_the_epoch_they_were_asked_for_whenever_they_are_made(monkeypatch):
+    trainer, asked = trainer_of(SETTINGS, DATA), []
+    for _ in range(3):
+        trainer.run_epoch()
+        asked.append((files_of(trainer), files_of(trainer)(), trainer.best is trainer.rows[-1]))
+    assert len({checkpoint for _, (checkpoint, _), _ in asked}) == 3
+    for files, made_at_once, is_best in asked:
+        assert files() == made_at_once and (made_at_once[1] is not None) == is_best
+
+
+def test_the_device_is_waited_for_where_bytes_are_made_not_where_the_epoch_ends(monkeypatch):
+    trainer, told = trainer_of(SETTINGS, DATA), []
+    trainer.run_epoch()
+    event = SimpleNamespace(record=lambda: told.append("copies are in the stream"),
+                            synchronize=lambda: told.append("copied"))
+    monkeypatch.setattr(torch.cuda, "Event", lambda blocking: event)
+    monkeypatch.setattr(checkpoint, "as_bytes", lambda state: told.append("bytes"))
+    monkeypatch.setattr(checkpoint, "copied", lambda device: copied(torch.device("cuda")))
+    files = files_of(trainer)
+    assert told == ["copies are in the stream"]
+    files()
+    assert told == ["copies are in the stream", "copied", "bytes", "bytes"]
+
+
 def repacked(archive: bytes, change) -> bytes:
     """An intact archive, whose pickle is what `change` makes of it."""
     buffer = io.BytesIO()
@@ -286,7 +301,7 @@ def test_whatever_the_pickle_in_an_intact_archive_says_the_process_stands(
                 taken += 1
                 with contextlib.suppress(Diverged):
                     trainer.run_epoch()
-                    checkpoint_of(trainer)
+                    files_of(trainer)()
         (tmp_path / "taken").write_text(str(taken))
         return 0
 

@@ -41,18 +41,9 @@ from in_process import main, only_run, random_data, settings_of, trainer_of
 
 from lab import active_run, experiment
 from lab.checkpoint import as_bytes, identity, take_up
-from load_data import load_cifar_2d
 from store import files
 from store.files import UserError, lock, write_file
 from store.run import RESULT, RunFolder, intact
-
-
-@pytest.fixture(scope="session")
-def images(tmp_path_factory) -> Path:
-    """100 + 20 pictures, decoded already, so that every run does the same."""
-    folder = write_image_folder(tmp_path_factory.mktemp("data") / "images", 10, 2)
-    load_cifar_2d(folder)
-    return folder
 
 
 @pytest.fixture(scope="session")

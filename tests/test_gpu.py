@@ -8,11 +8,15 @@ import torch
 import torch.nn.functional as F
 from apart import DEVICE, on_kernels
 from comparison import normal
+from in_process import build, random_data, settings_of, untimed
 from torch import Tensor, nn
 
 from fast.gpu import guard
+from fast.side_by_side import SideBySide
 from layers import BatchNorm1d, BatchNorm2d, Dropout, Dropout2d
 from layers.functional import kept
+from store.images import prepared
+from training import Trainer
 
 DTYPES = [torch.float32, torch.bfloat16]
 ROUNDING = {torch.float32: 3e-6, torch.bfloat16: 1e-2}  # the interpreter truncates to bfloat16
@@ -272,3 +276,36 @@ def test_a_batch_of_gradients_gives_what_each_gives(block):
     found, = torch.autograd.grad(y, x, g, is_grads_batched=True, retain_graph=True)
     expected = torch.stack([torch.autograd.grad(y, x, each, retain_graph=True)[0] for each in g])
     assert relative(found, expected.cpu()) < 1e-5
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@on_kernels
+def test_trainers_side_by_side_end_as_alone_whatever_the_company(precision):
+    """Bit for bit: some on the kernels, some not, the last one failing at once."""
+    on_kernels = [{"drop_rate": 0.0}, {"drop_rate": 0.5}, {"learning_rate": 0.01}]
+    alone = [{"without_BatchNorm": True, "drop_rate": 0.5}, {"drop_rate": 1e-7}]
+    settings = [settings_of("mlp", precision=precision, batch_size=16, hidden_size=8,
+                            schedule="cosine", **changes)
+                for changes in (*on_kernels, *alone, {"drop_rate": 0.6, "learning_rate": 0.2})]
+    device = torch.device(DEVICE)
+    data = prepared(random_data("mlp", train=40), settings[0], device)
+
+    def trainers(settings: list) -> list[Trainer]:
+        return [Trainer(build, data, one, device) for one in settings]
+
+    def results(trainer: Trainer) -> list[Tensor]:
+        return [*trainer.network.state_dict().values(), *(
+            value for state in trainer.optimizer.state.values() for value in state.values())]
+
+    *expected, _ = trainers(settings)
+    for trainer in expected:
+        for _ in range(2):
+            trainer.run_epoch()
+    company = trainers(settings)
+    with torch.no_grad():
+        company[-1].network.linear2.bias.fill_(torch.nan)
+    for order in (company, company[3::-1] + company[4:]):
+        SideBySide(order).run_epoch()
+    for found, trainer in zip(company, expected, strict=False):
+        assert untimed(found.rows) == untimed(trainer.rows)
+        assert all(map(torch.equal, results(found), results(trainer)))

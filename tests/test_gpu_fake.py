@@ -22,6 +22,7 @@ import mlp.model
 import training
 from fast import choice, linear
 from fast.gpu import guard
+from fast.side_by_side import SideBySide
 from load_data import Data, Split
 from store.settings import DEFAULTS, Settings
 
@@ -105,6 +106,7 @@ def trainer(network: str, device: torch.device, **more) -> training.Trainer:
 # May only fall. With PyTorch's layers these are 48, 63 and 33.
 MOST = {("cnn", "fp32", "2d"): 48, ("cnn", "bf16", "2d"): 63, ("cnn", "fp32", "1d"): 48,
         ("mlp", "fp32", None): 29}
+MOST_SIDE_BY_SIDE = 101  # eight MLPs, on a batch that is there
 
 
 @pytest.mark.parametrize("network, precision, kind", MOST, ids=str)
@@ -118,6 +120,19 @@ def test_kernels_of_a_step(network, precision, kind):
         run.step(index)
     count = sum(device.kernels.values())
     assert count == MOST[network, precision, kind], f"note it here if it fell: {count}, {device.kernels}"
+
+
+def test_kernels_of_a_step_of_eight_mlps_side_by_side():
+    with fake("cpu") as device:
+        runs = [trainer("mlp", device.device, drop_rate=i / 10) for i in range(8)]
+        team, x, y = SideBySide(runs), torch.empty(128, 3072), torch.empty(128, dtype=torch.int64)
+        team.start()
+        team.step(0, x, y)
+        device.kernels.clear()
+        team.step(0, x, y)
+    assert not any(isinstance(outcome, Exception) for outcome in team.outcomes.values())
+    count = sum(device.kernels.values())
+    assert count == MOST_SIDE_BY_SIDE, f"note it here if it fell: {count}, {device.kernels}"
 
 
 @pytest.mark.parametrize("network", BUILD)

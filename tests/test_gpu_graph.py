@@ -2,6 +2,9 @@
 
 import contextlib
 import io
+import warnings
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -68,13 +71,13 @@ def test_a_graph_computes_what_the_step_does(device, steps_before):
     for training in (plain, other):
         torch.manual_seed(1)
         training.take(RATES[:steps_before])
-    other.run = GraphedStep(other.step, other.network, other.optimizer,
-                            pretend if device == "cpu" else record)
+    graph = GraphedStep(other.network, other.optimizer, pretend if device == "cpu" else record)
+    other.run = partial(graph, other.step)
     torch.manual_seed(1)
     expected = plain.take()
     torch.manual_seed(1)
     found = other.take()
-    assert other.run.replay is not None
+    assert graph.replay is not None
     assert len(found) == len(expected) and all(map(torch.equal, found, expected))
 
 
@@ -89,7 +92,7 @@ def test_a_step_that_cannot_be_recorded_goes_on_without_a_graph(after):
         raise RuntimeError("operation not permitted\nwhen stream is capturing")
 
     plain, other, said = Training(), Training(), io.StringIO()
-    other.run = GraphedStep(other.step, other.network, other.optimizer, failing)
+    other.run = partial(GraphedStep(other.network, other.optimizer, failing), other.step)
     torch.manual_seed(1)
     expected = plain.take()
     torch.manual_seed(1)
@@ -101,7 +104,7 @@ def test_a_step_that_cannot_be_recorded_goes_on_without_a_graph(after):
 
 def test_results_are_not_overwritten_by_the_next_step():
     training = Training()
-    step = GraphedStep(training.step, training.network, training.optimizer, pretend)
+    step = partial(GraphedStep(training.network, training.optimizer, pretend), training.step)
     index = torch.arange(20)
     first, *_ = step(index)
     kept = first.clone()
@@ -115,3 +118,15 @@ def test_a_graph_is_there_on_request_and_on_a_gpu_alone(monkeypatch):
     assert not wants_graph(cuda)
     monkeypatch.setenv("CUDA_GRAPH", "1")
     assert wants_graph(cuda) and not wants_graph(cpu)
+
+
+def test_an_optimizer_that_may_be_captured_steps_before_that_without_a_warning(monkeypatch):
+    """PyTorch warns where it finds a card and no graph on its stream."""
+    training, stream = Training(), SimpleNamespace(is_capturing=lambda: False)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "current_stream", lambda: stream)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        training.take()
+    stream.is_capturing = lambda: True
+    training.take()

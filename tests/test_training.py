@@ -307,13 +307,19 @@ def test_teams_share_batch_size_and_seed_and_hold_every_run_once():
 
 
 @pytest.mark.parametrize("flags, company", [
-    ((), True), (("--hidden_size", "5000"), False), (("--wandb",), False), (("--device", "cuda"), False),
-    (("--augment",), False), (("--precision", "bf16"), True), (("--compile",), False)])
-def test_only_small_mlps_on_a_cpu_train_side_by_side(flags, company):
+    ((), True), (("--hidden_size", "5000"), False), (("--wandb",), False), (("--device", "mps"), False),
+    (("--device", "cuda"), True), (("--augment",), False), (("--precision", "bf16"), True), (("--compile",), False)])
+def test_only_small_mlps_train_side_by_side(flags, company):
     options = options_of("mlp", *flags)
     assert gain_side_by_side(options, torch.device(options.device.replace("auto", "cpu"))) == company
     options = options_of("cnn")
     assert not gain_side_by_side(options, torch.device("cpu"))
+
+
+def test_runs_whose_step_is_a_cuda_graph_train_one_by_one(monkeypatch):
+    monkeypatch.setenv("CUDA_GRAPH", "1")
+    alone, together = map(torch.device, ("cuda", "cpu"))
+    assert not gain_side_by_side(options_of("mlp"), alone) and gain_side_by_side(options_of("mlp"), together)
 
 
 def test_runs_of_one_command_go_on_together_from_different_epochs(image_folder, tmp_path):

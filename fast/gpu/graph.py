@@ -38,33 +38,33 @@ def record(function: Callable[[], tuple[Tensor, ...]]) -> tuple[Callable, tuple[
 
 
 class GraphedStep:
-    """Takes the place of `step(index)`, for indices of one shape.
+    """Calls `step(index)`, always the same step, for indices of one shape.
 
     It is recorded at the first call; where that fails, a line says so, and `step` goes on. The
     optimizer is capturable, and its learning rate a tensor that is filled in place.
     """
 
-    def __init__(self, step: Step, network: nn.Module, optimizer: torch.optim.Optimizer,
+    def __init__(self, network: nn.Module, optimizer: torch.optim.Optimizer,
                  record: Callable = record):
-        self.step, self.network, self.optimizer, self.record = step, network, optimizer, record
+        self.network, self.optimizer, self.record = network, optimizer, record
         self.index: Tensor | None = None
         self.replay: Callable | None = None  # stays None where recording fails
 
-    def __call__(self, index: Tensor) -> tuple[Tensor, ...]:
+    def __call__(self, step: Step, index: Tensor) -> tuple[Tensor, ...]:
         if self.index is None:
             self.index = index.clone()
-            self.prepare()
+            self.prepare(step)
         if self.replay is None:
-            return self.step(index)
+            return step(index)
         self.index.copy_(index)
         self.replay()
         return tuple(result.clone() for result in self.results)
 
-    def prepare(self) -> None:
+    def prepare(self, step: Step) -> None:
         """Record the step on the index buffer, and leave weights and all else as they were."""
         try:
             with unchanged(self.network, self.optimizer, self.index.device):
-                self.replay, self.results = self.record(lambda: self.step(self.index))
+                self.replay, self.results = self.record(lambda: step(self.index))
         except Exception as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             print(f"a step is not run as a CUDA graph, which is slower: {reason}", file=sys.stderr)
