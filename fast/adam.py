@@ -1,7 +1,9 @@
 """torch.optim.Adam, which starts sooner."""
 
 import inspect
+import sys
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from torch import nn
@@ -48,5 +50,20 @@ def adam(network: nn.Module, settings: Settings, device: torch.device) -> Adam:
     """The optimizer of a run. On a GPU its rate is a tensor: a CUDA graph knows it by its place."""
     on_gpu, rate = device.type == "cuda", settings.learning_rate
     return Adam(network.parameters(), torch.tensor(rate, device=device) if on_gpu else rate,
-                fused=True, capturable=on_gpu, weight_decay=settings.weight_decay,
+                fused=takes_fused(device), capturable=on_gpu, weight_decay=settings.weight_decay,
                 decoupled_weight_decay=True)
+
+
+@cache
+def takes_fused(device: torch.device) -> bool:
+    """Whether a step can be one kernel; MPS on an older macOS refuses, and a line says so."""
+    if device.type == "mps":
+        weight = nn.Parameter(torch.zeros(1, device=device))
+        weight.grad = torch.zeros_like(weight)
+        try:
+            Adam([weight], fused=True).step()
+        except Exception as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            print(f"Adam's step is not fused here, which is slower: {reason}", file=sys.stderr)
+            return False
+    return True

@@ -17,6 +17,7 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # products that rep
 
 import torch
 
+from fast.gpu.graph import wants_graph
 from store.files import UserError
 
 
@@ -51,7 +52,8 @@ def versions(device: torch.device) -> dict:
     found = {"python": platform.python_version(), "torch": torch.__version__}
     if device.type == "cuda":
         found |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(),
-                  "driver": driver(), "tf32": torch.backends.cudnn.allow_tf32}
+                  "driver": driver(), "tf32": torch.backends.cudnn.allow_tf32,
+                  "cuda_graph": wants_graph(device)}
     return found
 
 

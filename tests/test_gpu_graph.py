@@ -1,8 +1,10 @@
 """The step as a CUDA graph: with a stand-in for the card here, with a card where there is one."""
 
 import contextlib
+import gc
 import io
 import warnings
+import weakref
 from functools import partial
 from types import SimpleNamespace
 
@@ -10,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from comparison import DEVICES, normal
+from in_process import settings_of, trainer_of
 from torch import Tensor, nn
 
 from fast.adam import Adam
@@ -130,3 +133,18 @@ def test_an_optimizer_that_may_be_captured_steps_before_that_without_a_warning(m
         training.take()
     stream.is_capturing = lambda: True
     training.take()
+
+
+def test_a_trainer_with_a_graph_goes_when_nobody_holds_it(monkeypatch, capsys):
+    """After an error of memory the others need its place at once, not when cycles are collected."""
+    monkeypatch.setattr("training.wants_graph", lambda device: True)
+    trainer = trainer_of(settings_of("mlp"))
+    trainer.run_epoch()
+    assert trainer.graph.index is not None and "CUDA graph" in capsys.readouterr().err
+    gone = weakref.ref(trainer)
+    gc.disable()
+    try:
+        del trainer
+        assert gone() is None
+    finally:
+        gc.enable()

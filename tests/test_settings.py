@@ -134,4 +134,7 @@ def test_on_a_gpu_the_versions_name_all_that_rounds(monkeypatch):
     assert {key: found[key] for key in ("cuda", "cudnn", "driver")} == {
         "cuda": "12.8", "cudnn": 91002, "driver": "570.1"}
     assert type(found["tf32"]) is bool
+    for wanted in (False, True):
+        monkeypatch.setenv("CUDA_GRAPH", str(int(wanted)))
+        assert machine.versions(torch.device("cuda"))["cuda_graph"] == wanted
     assert machine.versions(torch.device("cpu")).keys() == {"python", "torch"}

@@ -20,7 +20,7 @@ from torch import nn
 
 import training
 from fast import linear
-from fast.adam import Adam
+from fast.adam import Adam, adam, step_together, takes_fused
 from fast.linear import Linear
 from fast.side_by_side import Linears, SideBySide
 from lab.experiment import gain_side_by_side, groups
@@ -361,6 +361,66 @@ def test_adam_is_that_of_torch_and_takes_over_its_state():
         states = [copy.deepcopy(optimizer.state_dict()) for optimizer in (ours, theirs)]
         ours.load_state_dict(states[1])
         theirs.load_state_dict(states[0])
+
+
+@pytest.mark.parametrize("refuses", [True, False])
+def test_adam_is_fused_unless_mps_refuses_which_a_line_says(refuses, monkeypatch, capsys):
+    """The device "mps" is a CPU here, whose fused step may raise an error."""
+    def fused(*arguments, **keywords):
+        if refuses:
+            raise RuntimeError("fused Adam\nneeds macOS 15")
+
+    zeros = torch.zeros
+    monkeypatch.setattr(torch, "zeros", lambda *shape, **other: zeros(*shape))
+    monkeypatch.setattr(torch, "_fused_adam_", fused)
+    takes_fused.cache_clear()
+    for _ in range(2):
+        optimizer = adam(nn.Linear(2, 2), settings_of("mlp"), torch.device("mps"))
+    takes_fused.cache_clear()
+    assert optimizer.defaults["fused"] is not refuses
+    said = capsys.readouterr().err
+    assert said.count("\n") == refuses and ("macOS" in said) == refuses
+    assert takes_fused(torch.device("cpu"))
+
+
+@pytest.mark.parametrize("rates", [[0.01, 0.01], [0.01, 0.02]])
+def test_optimizers_that_step_together_step_as_alone(rates):
+    """From their first step, and from moments that each has; one of them without a gradient."""
+    def take(together: bool) -> list:
+        torch.manual_seed(0)
+        networks = [nn.Linear(5, 3) for _ in range(3)]
+        optimizers = [adam(network, settings_of("mlp", learning_rate=0.01), torch.device("cpu"))
+                      for network in networks]
+        for rate in rates:
+            for i, (network, optimizer) in enumerate(zip(networks, optimizers, strict=True)):
+                optimizer.param_groups[0]["lr"] = rate
+                network(torch.rand(2, 5)).square().sum().backward()
+                if i == 1:
+                    network.bias.grad = None
+            if together:
+                step_together(optimizers)
+            else:
+                for optimizer in optimizers:
+                    optimizer.step()
+                    optimizer.zero_grad()
+        assert all(weight.grad is None for network in networks for weight in network.parameters())
+        return [value for optimizer in optimizers for state in optimizer.state.values()
+                for value in state.values()] + [w for n in networks for w in n.parameters()]
+
+    alone, together = take(False), take(True)
+    assert len(alone) == len(together) and all(map(torch.equal, alone, together))
+
+
+@pytest.mark.parametrize("kind, writes", [("constant", 0), ("cosine", 3)])
+def test_the_rate_is_written_where_it_changes_alone(kind, writes, monkeypatch):
+    """On a GPU it is a tensor, and writing it starts a kernel."""
+    trainer, written = trainer_of(settings_of("mlp", schedule=kind, num_epochs=2)), []
+    rate = torch.tensor(0.001)
+    trainer.optimizer.param_groups[0]["lr"] = rate
+    monkeypatch.setattr(torch.Tensor, "fill_", lambda own, value: written.append(value) or own)
+    for step in (0, 1, 1, 2, 3):
+        trainer.set_learning_rate(step)
+    assert len(written) == writes and trainer.optimizer.param_groups[0]["lr"] is rate
 
 
 @pytest.mark.parametrize("network", ["mlp", "cnn"])
