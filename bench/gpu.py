@@ -233,6 +233,33 @@ def epochs(place: Place) -> list[Row]:
     return rows
 
 
+def company(place: Place) -> list[Row]:
+    """Eight MLPs side by side against one after the other: the time of an epoch, and the numbers."""
+    import torch
+
+    import mlp.model
+    from fast.side_by_side import SideBySide
+    from store.settings import Settings
+    from training import Trainer
+
+    data, rows = place.load("mlp"), []
+    for batch_size in (32,) if place.short else (512, 1024, 2048, 4096):
+        settings = [Settings("mlp", batch_size, 0.001, i / 10, 0, 2, hidden_size=100) for i in range(8)]
+        together, alone = ([Trainer(mlp.model.build, data, own, data.train.labels.device)
+                            for own in settings] for _ in range(2))
+        found = SideBySide(together).run_epoch() and SideBySide(together).run_epoch()
+        expected = [trainer.run_epoch() and trainer.run_epoch() for trainer in alone]
+        same = all(torch.equal(value, own.network.state_dict()[name])
+                   for one, own in zip(alone, together, strict=True)
+                   for name, value in one.network.state_dict().items())
+        spent, before = (sum(row["seconds"] for row in epoch) for epoch in (found, expected))
+        title = f"8 MLPs side by side, batch {batch_size}"
+        rows += [(f"{title}, an epoch", f"{spent:.3f} s", f"one by one {before:.3f} s",
+                  f"{spent / before:.2f}"),
+                 (f"{title}, bit for bit", "yes" if same else "no", "one by one", "yes")]
+    return rows
+
+
 def run(place: Place) -> list[Row]:
     """The CNN of the study, from main.py, in both precisions."""
     from store.settings import Settings
@@ -261,7 +288,7 @@ def grid(place: Place) -> list[Row]:
 
 
 # The order, and the seconds that each may take.
-STEPS = {tests: 150, resume: 80, graph: 60, steps: 120, epochs: 90, run: 100, grid: 480}
+STEPS = {tests: 150, resume: 80, graph: 60, steps: 120, epochs: 90, company: 60, run: 100, grid: 480}
 
 
 # Their order, their time, the table

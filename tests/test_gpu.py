@@ -226,6 +226,7 @@ def test_mlps_side_by_side_compute_what_each_does_alone():
     norms = [BatchNorm1d(width, eps=10.0 ** -i) for i in range(1, 4)]
     dropouts = [Dropout(p) for p in rates]
     together = hidden(x, norms, dropouts, g)
+    assert all(together[name].stride(0) * 4 % 512 == 0 for name in ("y", "dx")), "not as apart"
     for i, (norm, dropout) in enumerate(zip(norms, dropouts, strict=True)):
         found = {name.removeprefix(f"{i}."): value for name, value in together.items()
                  if name[0] == str(i)}

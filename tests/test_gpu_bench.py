@@ -28,7 +28,8 @@ def test_rehearsal_runs_through_and_a_second_call_has_nothing_left_to_do(image_f
     assert found.returncode == 0, found.stdout + found.stderr
     assert table in found.stdout and "not done" not in table
     for what in ("tests: ", "| kill -9 and resume, bit for bit | yes |", "CUDA graph, bit for bit | yes |",
-                 "CNN step, batch 32, bf16, 1d", "MLP epoch, batch 64", "CNN, 2 epochs, bf16", "| 3, in"):
+                 "CNN step, batch 32, bf16, 1d", "MLP epoch, batch 64",
+                 "side by side, batch 32, bit for bit | yes |", "CNN, 2 epochs, bf16", "| 3, in"):
         assert what in table
     assert not list(folder.rglob("*.pt")), "weights make the folder large"
     assert sum(path.stat().st_size for path in folder.rglob("*.*")) < 2 ** 20
@@ -45,7 +46,7 @@ def test_steps_that_fail_or_have_no_time_are_named_in_the_table(tmp_path):
     found = rehearse(tmp_path / "gpu", tmp_path / "nowhere", seconds=40)
     table = (tmp_path / "gpu" / "table.md").read_text()
     assert found.returncode == 1 and "| tests | done before |" in table
-    for step in ("resume", "graph", "steps", "epochs", "run", "grid"):
+    for step in ("resume", "graph", "steps", "epochs", "company", "run", "grid"):
         row = next(line for line in table.splitlines() if line.startswith(f"| step {step} |"))
         assert "exit code" in row or "no time left" in row or "stopped after" in row
     assert "| step resume | not done | exit code 1" in table
