@@ -22,13 +22,13 @@ class Adam(torch.optim.Adam):
         torch.optim.Adam.add_param_group, torch.optim.Adam.load_state_dict,
         torch.optim.Adam.state_dict, torch.optim.Adam.zero_grad))
     step = torch.no_grad()(inspect.unwrap(torch.optim.Adam.step))
-    _warned_capturable_if_run_uncaptured = True  # it may be captured, and steps before that too
 
 
 class Together(Adam):
     """Adams of equal settings, as one whose step a GPU takes in two kernels."""
 
     step = torch.no_grad()(inspect.unwrap(torch.optim.Adam.step))  # without the hooks of one
+    _warned_capturable_if_run_uncaptured = True  # or PyTorch asks for a CUDA graph at each step
 
     def __init__(self, optimizers: Sequence[Adam]):
         self.optimizers, self.param_groups = optimizers, optimizers[0].param_groups

@@ -15,7 +15,7 @@ from comparison import DEVICES, normal
 from in_process import settings_of, trainer_of
 from torch import Tensor, nn
 
-from fast.adam import Adam
+from fast.adam import Adam, step_together
 from fast.gpu.graph import GraphedStep, record, wants_graph
 from layers import BatchNorm1d, Dropout
 
@@ -123,16 +123,16 @@ def test_a_graph_is_there_on_request_and_on_a_gpu_alone(monkeypatch):
     assert wants_graph(cuda) and not wants_graph(cpu)
 
 
-def test_an_optimizer_that_may_be_captured_steps_before_that_without_a_warning(monkeypatch):
-    """PyTorch warns where it finds a card and no graph on its stream."""
+@pytest.mark.parametrize("step", [Adam.step, lambda optimizer: step_together([optimizer])])
+def test_an_optimizer_that_may_be_captured_steps_without_a_graph_and_a_warning(step, monkeypatch):
+    """PyTorch may warn where it finds a card and no graph on its stream."""
     training, stream = Training(), SimpleNamespace(is_capturing=lambda: False)
+    training.network(training.x).sum().backward()
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: torch.device("cuda"))
     monkeypatch.setattr(torch.accelerator, "current_stream", lambda: stream)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        training.take()
-    stream.is_capturing = lambda: True
-    training.take()
+        step(training.optimizer)
 
 
 def test_a_trainer_with_a_graph_goes_when_nobody_holds_it(monkeypatch, capsys):
