@@ -276,6 +276,12 @@ def test_side_by_side_what_goes_wrong_with_one_changes_nothing_for_the_others(wr
         assert_same_state(saved(alone), saved(trainers[i]))
 
 
+def test_side_by_side_what_goes_wrong_with_each_is_told_by_each(monkeypatch):
+    monkeypatch.setattr(Trainer, "batches", lambda trainer: 1 / 0)
+    outcomes = SideBySide([trainer_of(settings) for settings in TEAM]).run_epoch()
+    assert [type(outcome) for outcome in outcomes] == [ZeroDivisionError] * len(TEAM)
+
+
 def test_a_batch_is_prepared_once_for_all_that_train_side_by_side(monkeypatch):
     prepared = []
     monkeypatch.setattr(images, "normalize", lambda pixels: prepared.append(len(pixels)) or normalize(pixels))
