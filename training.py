@@ -1,4 +1,4 @@
-"""The training loop of both networks. It knows nothing of files.
+"""The training loop of both networks. It opens no file.
 
 Every random number follows from (seed, epoch): a run that goes on equals one never interrupted. The
 data set lies on the device, and an epoch waits for the device once, when its losses are read.
@@ -22,7 +22,7 @@ from store.trained import on_cpu
 
 
 class Diverged(Exception):
-    """The loss is no longer finite; `epoch` and `step`, both counted from 1, say since when."""
+    """The loss is not finite since `epoch` and `step` (the last one, if evaluation shows it)."""
 
     def __init__(self, epoch: int, step: int):
         super().__init__(f"the loss is not finite in epoch {epoch}, step {step}")
@@ -62,14 +62,13 @@ class Trainer:
 
     def run_epoch(self, on_step: Callable[[], None] = lambda: None) -> dict:
         """Train for an epoch and evaluate; returns the epoch's row, or raises Diverged."""
-        start = time.perf_counter()
-        steps = []
+        start, results = time.perf_counter(), []
         self.network.train()
-        for index in self.batches():
-            self.set_learning_rate(len(steps))
-            steps.append(self.graph(self.step, index) if self.graph else self.step(index))
+        for step, index in enumerate(self.batches()):
+            self.set_learning_rate(step)
+            results.append(self.graph(self.step, index) if self.graph else self.step(index))
             on_step()
-        measured = {"train": tuple(map(torch.stack, zip(*steps, strict=True)))}
+        measured = {"train": tuple(map(torch.stack, zip(*results, strict=True)))}
         self.network.eval()
         for name in ("val", "test"):
             split = getattr(self.data, name)
@@ -84,7 +83,8 @@ class Trainer:
         return order.to(labels.device).split(count)[:self.steps]
 
     def step(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Take one step on the images at `index`: their loss, and how many answers were right."""
+        """Take one step on the images at `index`: their loss, and how many answers were right.
+        fast/side_by_side.py takes the same step for several MLPs."""
         x, y = take(self.data.train, index)
         if self.settings.augment:
             x = augmented(x)
@@ -136,7 +136,7 @@ class Trainer:
 def seed_epoch(seed: int, epoch: int) -> torch.Generator:
     """Start all random numbers of one epoch, epoch 0 being the initialization.
 
-    The order of samples has the returned stream, all else the default generators."""
+    The order of samples has the returned stream, so it is the same whatever else draws."""
     order, others = np.random.SeedSequence((seed, epoch)).generate_state(2, np.uint64)
     torch.manual_seed(int(others))
     return torch.Generator().manual_seed(int(order))
@@ -149,8 +149,8 @@ def answer(network: Callable[[Tensor], Tensor], x: Tensor, precision: str) -> Te
 
 
 def cross_entropy(logits: Tensor, y: Tensor, reduction: str = "mean") -> Tensor:
-    """F.cross_entropy for N x classes. A CPU takes a log_softmax of few classes several times
-    faster when it may work on many samples at once, so they are put side by side in memory."""
+    """F.cross_entropy of N x classes. log_softmax copies the transposed view: a CPU then works on
+    many samples at once, which is several times faster."""
     return F.nll_loss(logits.t().log_softmax(0).t(), y, reduction=reduction)
 
 

@@ -1,5 +1,6 @@
 """The training loop: what a run is made of, that it can be taken up anywhere, and what must not change its numbers."""
 
+import argparse
 import copy
 import fcntl
 import io
@@ -16,6 +17,7 @@ import pytest
 import torch
 from conftest import ROOT, run_main
 from in_process import main, only_run, options_of, random_data, settings_of, trainer_of, untimed
+from test_settings import VALUES
 from torch import nn
 
 import training
@@ -259,6 +261,18 @@ def test_linear_layers_computed_as_one_are_those_computed_alone(batch_size, coun
     for one, other in zip([*alone, *gradients_of(alone)], [*together, *gradients_of(together)], strict=True):
         assert torch.equal(one, other)
         assert one.is_contiguous() == other.is_contiguous()
+
+
+@pytest.mark.parametrize("field", [*VALUES, "hidden_size"])
+def test_side_by_side_every_setting_acts_as_alone(field):
+    """A setting that acts in a step must act in both (CONTRIBUTING.md, 'Add a setting')."""
+    settings = settings_of("mlp", **{field: {**VALUES, "hidden_size": 20}[field]})
+    if not gain_side_by_side(argparse.Namespace(settings=[settings], wandb=False), torch.device("cpu")):
+        pytest.skip(f"runs with {field} are trained one by one")
+    alone, *together = (trainer_of(settings) for _ in range(3))
+    for row in SideBySide(together).run_epoch():
+        assert untimed([row])[0] == pytest.approx(untimed([alone.rows[0] if alone.rows else alone.run_epoch()])[0],
+                                                  rel=0.01)
 
 
 @pytest.mark.parametrize("wrong", [0, 2])
