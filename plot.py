@@ -85,8 +85,9 @@ def draw(options) -> int:
     from report.text import blocks, fill
 
     figures = draw_all(views, source, options.output / "pics", options.format)
-    tables = write_tables(views, findings(views), options.output / "results" / "tables")
-    tables.append(write_runs(source, options.output / "results" / "tables"))
+    folder = options.output / "results" / "tables"
+    tables = write_tables(views, findings(views, source.theory), folder)
+    tables.append(write_runs(source, folder))
     parts = blocks(views, source)
     documents = ["REPORT.md"]
     if options.output == ROOT and options.runs_dir is None:

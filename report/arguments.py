@@ -1,9 +1,10 @@
-"""What the older report argues and never measured: a figure and an answer for each argument.
+"""What the older report argues and never measured: figure, table and verdicts for each argument.
 
 Differences are in validation accuracy over the last quarter of the epochs, in percentage points.
 """
 
 import math
+from collections.abc import Callable
 
 from matplotlib.figure import Figure
 
@@ -14,15 +15,18 @@ from report.drawing import (
     MARKERS,
     ORANGE,
     footer,
+    headline,
     legend_below,
     line,
     log_axis,
     notes,
     nothing,
+    of_quarter,
     pair,
     scale,
     title_of,
 )
+from report.findings import SAME, Check, Finding
 from report.statistics import Estimate, Pool
 from report.studies import (
     DECAYS,
@@ -32,8 +36,10 @@ from report.studies import (
     RATES_AGAINST_DECAY,
     SMALL_BATCHES,
     TRAIN_IMAGES,
+    Curve,
     View,
 )
+from report.tables import NOT_YET, markdown, p_text
 
 MEASURE = "quarter_val_acc"
 ARMS = {"with": ("with batch normalization", BLUE, "-", "o"),
@@ -41,12 +47,7 @@ ARMS = {"with": ("with batch normalization", BLUE, "-", "o"),
         "detached": ("with, statistics detached", GREEN, ":", "^")}
 
 
-def points(estimate: Estimate | None) -> str:
-    """A difference of accuracies in percentage points, with its 95 % interval."""
-    if estimate is None:
-        return "not run yet"
-    mean, half = 100 * estimate.mean, 100 * estimate.half
-    return f"{mean:+.1f}" + f" [{mean - half:+.1f}, {mean + half:+.1f}]" * (not math.isnan(half))
+# Figures
 
 
 def lines(axes, view: View, xs, pattern: str, key: str, **style) -> None:
@@ -56,19 +57,21 @@ def lines(axes, view: View, xs, pattern: str, key: str, **style) -> None:
         line(axes, [x for x, _ in found], [curve for _, curve in found], key, **style)
 
 
-def by_rate(figure: Figure, view: View, xs, name: str, rates) -> list:
-    """Validation and training accuracy over xs, a line per drop rate."""
-    both = pair(figure)
-    for axes, key, split in zip(both, (MEASURE, "quarter_train_acc"), ("validation", "training"),
-                                strict=True):
-        for i, p in enumerate(rates):
-            lines(axes, view, xs, f"{{}}_{p}", key, label=f"drop rate {p}",
-                  color=scale(len(rates))[i], ls=DASHES[p], marker=MARKERS[i], ms=4.5)
-        axes.set(title=split, ylabel=f"{split} accuracy (%)")
+def by_split(figure: Figure, view: View, xs, name: str, styles: dict[str, dict]) -> None:
+    """Validation and training accuracy over xs, a line per pattern of curves' names."""
+    for axes, key, split in zip(pair(figure), (MEASURE, "quarter_train_acc"),
+                                ("validation", "training"), strict=True):
+        for pattern, style in styles.items():
+            lines(axes, view, xs, pattern, key, **style)
+        axes.set_ylabel(f"{split} accuracy (%)")
         log_axis(axes, xs, name)
-        if axes.containers:
-            legend_below(axes, 2)
-    return both
+    legend_below(figure)
+
+
+def by_rate(figure: Figure, view: View, xs, name: str, rates) -> None:
+    by_split(figure, view, xs, name, {
+        f"{{}}_{p}": {"label": f"drop rate {p}", "color": scale(len(rates))[i], "ls": DASHES[p],
+                      "marker": MARKERS[i]} for i, p in enumerate(rates)})
 
 
 def capacity(figure: Figure, view: View) -> None:
@@ -79,147 +82,202 @@ def data_size(figure: Figure, view: View) -> None:
     by_rate(figure, view, TRAIN_IMAGES, "training images", DROP_RATES[:4])
 
 
+def batch_norm(figure: Figure, view: View) -> None:
+    by_split(figure, view, SMALL_BATCHES, "batch size", {
+        f"{{}}_{arm}": {"label": text, "color": colour, "ls": dash, "marker": marker}
+        for arm, (text, colour, dash, marker) in ARMS.items()})
+
+
 def weight_decay(figure: Figure, view: View) -> None:
     """Either way of regularizing over its own range."""
     left, right = pair(figure)
-    for axes, label, xs, name in ((left, "drop_{}", RATES_AGAINST_DECAY, "drop rate"),
-                                  (right, "decay_{}", DECAYS, "weight decay")):
-        for key, colour, dash, text in (("val_acc", BLUE, "-", "validation, best epoch"),
-                                        (MEASURE, BLUE, "--", "validation, last quarter"),
-                                        ("quarter_train_acc", ORANGE, ":",
-                                         "training, last quarter")):
-            lines(axes, view, xs, label, key, color=colour, ls=dash, marker="o", ms=4.5, label=text)
-        axes.set(title=name, xlabel=name, ylabel="accuracy (%)")
-        if axes.containers:
-            legend_below(axes)
+    for axes, label, xs in ((left, "drop_{}", RATES_AGAINST_DECAY), (right, "decay_{}", DECAYS)):
+        for key, dash, marker, text in (("val_acc", "-", "o", "validation, best epoch"),
+                                        (MEASURE, "--", "s", "validation, last quarter"),
+                                        ("quarter_train_acc", ":", "^", "training, last quarter")):
+            lines(axes, view, xs, label, key, color=BLUE, ls=dash, marker=marker, label=text)
+    left.set(xlabel="drop rate", ylabel="accuracy (%)")
     right.sharey(left)
     log_axis(right, DECAYS, "weight decay, decoupled (AdamW)")
-
-
-def batch_norm(figure: Figure, view: View) -> None:
-    for axes, key, split in zip(pair(figure), (MEASURE, "quarter_train_acc"),
-                                ("validation", "training"), strict=True):
-        for arm, (text, colour, dash, marker) in ARMS.items():
-            lines(axes, view, SMALL_BATCHES, f"{{}}_{arm}", key, color=colour, ls=dash,
-                  marker=marker,
-                  ms=4.5, label=text)
-        axes.set(title=split, ylabel=f"{split} accuracy (%)")
-        log_axis(axes, SMALL_BATCHES, "batch size")
-        if axes.containers:
-            legend_below(axes)
+    legend_below(figure)
 
 
 def shuffled_patches(figure: Figure, views: dict[str, View]) -> None:
     """Both networks over the side of the patches that change places."""
-    axes = figure.add_axes((0.09, 0.2, 0.88, 0.72))
+    axes = figure.subplots()
     for name, colour, marker in (("MLP", ORANGE, "s"), ("CNN", BLUE, "o")):
         lines(axes, views[f"{name}_shuffled_patches"], [str(size) for size in PATCHES], "{}",
-              MEASURE,
-              color=colour, marker=marker, label=name)
+              MEASURE, color=colour, marker=marker, label=name)
     axes.set(title="Accuracy when patches change places, alike in training and test",
              xlabel="side of a patch in pixels (32: the whole image)",
              ylabel="validation accuracy (%)")
-    if axes.containers:
-        axes.legend()
-
-
-def draw(figure: Figure, name: str, views: dict[str, View]) -> None:
-    view = views[name if name in views else "CNN_shuffled_patches"]
-    if not any(views[each].curves for each in views if each.endswith(name)):
-        nothing(figure, view.study.title, view.study.command)
-    elif name == "shuffled_patches":
-        shuffled_patches(figure, views)
-        notes(figure, *(line for each in ("MLP", "CNN")
-                        for line in footer(views[f"{each}_{name}"])))
-    else:
-        FIGURES[name](figure, view)
-        notes(figure, title_of(view, view.study.title),
-              *footer(view, "mean over the last quarter of the "
-                      "epochs; bars: ± 1 sd over seeds"))
+    axes.legend()
 
 
 FIGURES = {"capacity": capacity, "weight_decay": weight_decay, "data_size": data_size,
            "batch_norm": batch_norm, "shuffled_patches": shuffled_patches}
 
 
+def draw(figure: Figure, name: str, views: dict[str, View]) -> None:
+    own = of_argument(name, views)
+    if not any(view.curves for view in own):
+        nothing(figure, own[0].study.title, own[0].study.command)
+    elif name == "shuffled_patches":
+        shuffled_patches(figure, views)
+        shown = [view for view in own if view.curves]
+        notes(figure, *(f"{view.study.network.upper()}: {text}" for view in shown
+                        for text in footer(view) if text),
+              of_quarter(max(shown, key=lambda view: max(view.seeds))))
+    else:
+        FIGURES[name](figure, own[0])
+        headline(figure, title_of(own[0], own[0].study.title))
+        notes(figure, *footer(own[0], of_quarter(own[0])))
+
+
+def of_argument(name: str, views: dict[str, View]) -> list[View]:
+    return [view for key, view in views.items() if key.endswith(name)]
+
+
+# Tables and verdicts
+
+
+def points(estimate: Estimate | None) -> str:
+    """A difference of accuracies in percentage points, with its 95 % interval."""
+    if estimate is None:
+        return "not run yet"
+    mean, half = 100 * estimate.mean, 100 * estimate.half
+    return f"{mean:+.1f}" + f" [{mean - half:+.1f}, {mean + half:+.1f}]" * (not math.isnan(half))
+
+
 def answer(name: str, views: dict[str, View], pool: Pool) -> str:
-    """What the runs say to an argument, in sentences."""
-    if name == "shuffled_patches":
-        return answer_patches(views, pool)
-    view = views[name]
-    return {"capacity": answer_capacity, "weight_decay": answer_decay, "data_size": answer_size,
-            "batch_norm": answer_norm}[name](view, pool)
+    """A table of differences, and what they make of the argument."""
+    table, claims = ANSWERS[name](pool, *of_argument(name, views))
+    return f"{table}\n\n" + "\n".join(map(sentence, claims))
 
 
-def gains(view: View, pool: Pool, xs, rates, unit: str) -> list[str]:
-    """For each x, the best drop rate above 0 against none."""
-    rows = []
-    for x in xs:
-        none = view.complete(f"{x}_0.0")
-        dropped = [curve for p in rates[1:] if (curve := view.complete(f"{x}_{p}"))]
-        if none and dropped:
-            best = max(dropped, key=lambda curve: curve.mean(MEASURE))
-            rate = best.label.rpartition("_")[2]
-            rows.append(f"| {x} {unit} | {rate} | {100 * none.mean(MEASURE):.1f} | "
-                        f"{points(pool.estimate(MEASURE, best, none))} |")
-    return rows
+def sentence(claim: Finding) -> str:
+    """A claim's verdict, and the numbers that decide it."""
+    numbers = "; ".join(
+        f"{check.what} {points(check.estimate)}"
+        + ("" if math.isnan(check.estimate.error) else f", p {p_text(p)}")
+        for check, p, _ in claim.decided if check.estimate)
+    reason = f" ({claim.reason})" * bool(claim.reason)
+    return f"- {claim.claim}: **{claim.verdict}**{reason}" + f": {numbers}" * bool(numbers) + "."
 
 
-def table_of_gains(rows: list[str], what: str) -> str:
-    head = f"| {what} | best drop rate above 0 | accuracy without dropout (%) | gain of dropout |"
-    return "\n".join([head, "| --- | --- | --- | --- |", *rows])
+def best(view: View, labels, measure: str = MEASURE) -> Curve | None:
+    found = [curve for label in labels if (curve := view.complete(label))]
+    return max(found, key=lambda curve: curve.mean(measure), default=None)
 
 
-def answer_capacity(view: View, pool: Pool) -> str:
-    return table_of_gains(gains(view, pool, HIDDEN_SIZES, DROP_RATES, "units"), "hidden layer")
+def percent(curve: Curve | None, measure: str = MEASURE) -> str:
+    return f"{100 * curve.mean(measure):.1f}" if curve else NOT_YET
 
 
-def answer_size(view: View, pool: Pool) -> str:
-    return table_of_gains(gains(view, pool, TRAIN_IMAGES, DROP_RATES[:4], "images"), "training set")
+class Gains:
+    """At each x, the best drop rate above 0 and none."""
+
+    def __init__(self, pool: Pool, view: View, xs, rates):
+        self.pool, self.family = pool, len(rates) - 1
+        self.at = {x: (best(view, [f"{x}_{p}" for p in rates[1:]]), view.complete(f"{x}_0.0"))
+                   for x in xs}
+
+    def table(self, what: str) -> str:
+        return markdown([what, "best drop rate above 0", "without dropout (%)", "gain of dropout"],
+                        [[x, dropped.label.rpartition("_")[2], percent(none),
+                          points(self.pool.estimate(MEASURE, dropped, none))]
+                         for x, (dropped, none) in self.at.items() if dropped and none])
+
+    def more(self, x: int, y: int, family: int = 1) -> Check:
+        """How much larger the gain is at x than at y."""
+        return Check(f"gain at {x} − at {y}",
+                     self.pool.estimate(MEASURE, *self.at[x], *self.at[y]),
+                     family=family * self.family)
 
 
-def answer_decay(view: View, pool: Pool) -> str:
-    def best(label: str, xs, measure: str):
-        found = [curve for x in xs if (curve := view.complete(label.format(x)))]
-        return max(found, key=lambda curve: curve.mean(measure), default=None)
-
-    parts = []
-    for measure, where in ((MEASURE, "over the last quarter"), ("val_acc", "at the best epoch")):
-        drop, decay = best("drop_{}", RATES_AGAINST_DECAY[1:], measure), best("decay_{}", DECAYS,
-                                                                              measure)
-        if drop and decay:
-            neither = pool.estimate(measure, decay, view.complete("drop_0.0"))
-            parts.append(f"{where} dropout at its best ({drop.label.partition('_')[2]}) gives "
-                         f"{points(pool.estimate(measure, drop, decay))} points against weight "
-                         f"decay at its "
-                         f"best ({decay.label.partition('_')[2]}), which gives {points(neither)} "
-                         f"against neither")
-    return "; ".join(parts).capitalize() + "." if parts else "Not run yet."
+def of_capacity(pool: Pool, view: View) -> tuple[str, list[Finding]]:
+    gains = Gains(pool, view, HIDDEN_SIZES, DROP_RATES)
+    return gains.table("hidden units"), [Finding(0, "The gain rises with the hidden layer", [
+        gains.more(HIDDEN_SIZES[-1], HIDDEN_SIZES[0])])]
 
 
-def answer_norm(view: View, pool: Pool) -> str:
-    rows = []
-    for size in SMALL_BATCHES:
-        arms = {arm: view.complete(f"{size}_{arm}") for arm in ARMS}
-        if arms["with"] and (arms["without"] or arms["detached"]):
-            rows.append(f"| {size} | {100 * arms['with'].mean(MEASURE):.1f} | "
-                        f"{points(pool.estimate(MEASURE, arms['with'], arms['without']))} | "
-                        f"{points(pool.estimate(MEASURE, arms['detached'], arms['with']))} |")
-    head = "| batch size | accuracy with it (%) | with − without | detached − with |"
-    return "\n".join([head, "| --- | --- | --- | --- |", *rows]) if rows else "Not run yet."
+def of_data_size(pool: Pool, view: View) -> tuple[str, list[Finding]]:
+    gains = Gains(pool, view, TRAIN_IMAGES, DROP_RATES[:4])
+    fewest, *between, most = TRAIN_IMAGES
+    middle = max(between, key=lambda n: -math.inf if None in gains.at[n] else
+                 gains.at[n][0].mean(MEASURE) - gains.at[n][1].mean(MEASURE))
+    return gains.table("training images"), [Finding(0, "The gain is largest in between", [
+        gains.more(middle, end, len(between)) for end in (fewest, most)])]
 
 
-def answer_patches(views: dict[str, View], pool: Pool) -> str:
-    mlp, cnn = (views[f"{name}_shuffled_patches"] for name in ("MLP", "CNN"))
-    parts = []
-    for view, name in ((mlp, "MLP"), (cnn, "CNN")):
-        change = pool.estimate(MEASURE, view.complete("1"), view.complete("32"))
-        parts.append(f"with single pixels shuffled the {name} changes by {points(change)} points"
-                     if change else f"the {name} has not been run on shuffled pixels yet")
-    for size in ("32", "1"):
-        lead = pool.estimate(MEASURE, cnn.complete(size), mlp.complete(size))
-        if lead:
-            parts.append(f"the CNN's lead is {points(lead)} points on "
-                         f"{'whole images' if size == '32' else 'shuffled pixels'}")
-    text = "; ".join(parts)
-    return text[0].upper() + text[1:] + "."
+def of_decay(pool: Pool, view: View) -> tuple[str, list[Finding]]:
+    names = [f"drop_{p}" for p in RATES_AGAINST_DECAY[1:]], [f"decay_{d}" for d in DECAYS]
+    neither = view.complete("drop_0.0")
+    rows, checks = [], []
+    for measure, where in ((MEASURE, "last quarter"), ("val_acc", "best epoch")):
+        pick = [best(view, labels, measure) for labels in names]
+        against = pool.estimate(measure, *pick)
+        at_end = any(curve and curve.label == labels[-1]
+                     for curve, labels in zip(pick, names, strict=True))
+        checks.append(Check(f"dropout − decay, {where}", against, obstacle=
+                            "a best setting lies at the end of its range" * at_end,
+                            family=math.prod(map(len, names))))
+        rows.append([where, percent(neither, measure),
+                     *(curve.label.partition("_")[2] if curve else NOT_YET for curve in pick),
+                     *(points(pool.estimate(measure, curve, neither)) for curve in pick),
+                     points(against)])
+    return markdown(["accuracy", "neither (%)", "best drop rate", "best decay", "dropout − neither",
+                     "decay − neither", "dropout − decay"], rows), [
+        Finding(0, "Dropout beats weight decay", checks)]
+
+
+def of_norm(pool: Pool, view: View) -> tuple[str, list[Finding]]:
+    arms = {n: {arm: view.complete(f"{n}_{arm}") for arm in ARMS} for n in SMALL_BATCHES}
+
+    def gain(without: str, *sizes: int) -> Estimate | None:
+        """Of the whole layer over another arm, at one batch size or at one more than at another."""
+        return pool.estimate(MEASURE, *(arms[n][arm] for n in sizes for arm in ("with", without)))
+
+    few, most, usual = SMALL_BATCHES[0], SMALL_BATCHES[-1], 1024
+    table = markdown(["batch size", "with it (%)", "with − without", "with − detached"],
+                     [[n, percent(known["with"]), points(gain("without", n)),
+                       points(gain("detached", n))] for n, known in arms.items()
+                      if any(known.values())])
+    return table, [
+        Finding(0, "Batch normalization gains more with large batches than with small ones", [
+            Check(f"gain at {most} − at {few}", gain("without", most, few))]),
+        Finding(0, f"At {usual} it is worse without the gradient through its statistics", [
+            Check("with − detached", gain("detached", usual))]),
+        Finding(0, "Detached statistics cost more the larger the batch", [
+            Check(f"cost at {most} − at {few}", gain("detached", most, few))])]
+
+
+def of_patches(pool: Pool, mlp: View, cnn: View) -> tuple[str, list[Finding]]:
+    (mlp_whole, mlp_pixels), (cnn_whole, cnn_pixels) = (
+        [view.complete(str(size)) for size in (PATCHES[0], PATCHES[-1])] for view in (mlp, cnn))
+
+    unlike = "" if mlp.epochs == cnn.epochs else (
+        f"the MLP was trained for {mlp.epochs} epochs, the CNN for {cnn.epochs}")
+
+    def check(what: str, *curves: Curve | None, **more) -> Check:
+        return Check(what, pool.estimate(MEASURE, *curves), **more)
+
+    table = markdown(["side of a patch", "MLP (%)", "CNN (%)", "CNN − MLP"],
+                     [[size, percent(one), percent(other),
+                       "–" if unlike else points(pool.estimate(MEASURE, other, one))]
+                      for size in PATCHES
+                      for one, other in [[view.complete(str(size)) for view in (mlp, cnn)]]
+                      if one or other])
+    return table, [
+        Finding(0, "Shuffling pixels takes nothing from the MLP, less than a point either way", [
+            check("shuffled pixels − whole images", mlp_pixels, mlp_whole, bounds=SAME)]),
+        Finding(0, "It takes accuracy from the CNN", [
+            check("whole images − shuffled pixels", cnn_whole, cnn_pixels)]),
+        Finding(0, "The CNN's lead is larger on whole images than on shuffled pixels", [
+            check("lead on whole images − on shuffled pixels",
+                  cnn_whole, mlp_whole, cnn_pixels, mlp_pixels, obstacle=unlike)])]
+
+
+ANSWERS: dict[str, Callable[..., tuple[str, list[Finding]]]] = {
+    "capacity": of_capacity, "weight_decay": of_decay, "data_size": of_data_size,
+    "batch_norm": of_norm, "shuffled_patches": of_patches}

@@ -3,6 +3,7 @@
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 
 from report.drawing import (
     BLUE,
@@ -11,6 +12,7 @@ from report.drawing import (
     ORANGE,
     WIDTHS,
     footer,
+    headline,
     label_ends,
     notes,
     nothing,
@@ -40,9 +42,7 @@ def curves(figure: Figure, view: View, split: str, quantity: str) -> None:
              for rank, curve in enumerate(shown, 1)]
     names = [name + f"  n={len(curve.runs)}" * (len(view.seeds) > 1)
              for name, curve in zip(names, shown, strict=True)]
-    beside = 0.07 + 0.0095 * max(map(len, names)) + 0.055 * grid
-    low = 0.25 if view.missing else 0.2  # for the small print
-    axes = figure.add_axes((0.078, low, 0.922 - beside, 0.92 - low))
+    axes = figure.subplots()
     for curve, name in zip(shown, names, strict=True):
         values = factor * curve.values(f"{split}_{quantity}")
         epochs, mean = np.arange(1, curve.epochs + 1), values.mean(0)
@@ -58,17 +58,12 @@ def curves(figure: Figure, view: View, split: str, quantity: str) -> None:
     axes.set(xlabel="epoch", ylabel=f"{SPLITS[split]} {unit}", title=title_of(view, title),
              xlim=(1, last) if last > 1 else (0.5, 1.5))
     axes.set_xticks([1, *range(step + (step == 1), last + 1, step)])
+    label_ends(axes, [str(rank) for rank in range(1, len(shown) + 1)] if grid else names)
     if grid:
-        label_ends(axes, [str(rank) for rank in range(1, len(shown) + 1)], 0.04)
-        figure.legend(loc="upper left", bbox_to_anchor=(1.035 - beside, 0.94),
-                      title="lowest loss first",
-                      fontsize=9.5, title_fontsize=9.5, alignment="left", handlelength=2.6,
-                      borderpad=0, handletextpad=0.5, labelspacing=0.7)
-    else:
-        label_ends(axes, names)
+        axes.legend(loc="upper left", bbox_to_anchor=(1.08, 1.02), title="lowest loss first",
+                    title_fontsize=9.5, alignment="left", labelspacing=0.7, handlelength=2.6)
     notes(figure, *footer(view, remarks(view, len(shown))
-                          + ("; the axis leaves out the first epochs"
-                             if cut else "")))
+                          + "; the axis leaves out the first epochs" * cut))
 
 
 def remarks(view: View, shown: int) -> str:
@@ -98,22 +93,20 @@ def style_of(view: View, curve: Curve) -> dict:
     sizes = BATCH_SIZES[curve.network]
     rates = sorted({*DROP_RATES, *(float(label.split("_")[2]) for label in view.curves)})
     dash = DASHES.get(rate, (0, (2, 2)))
+    colours = dict(zip(rates, scale(len(rates)), strict=True))
     if view.study.name == "dimention":
-        kind = curve.label.rpartition("_")[2]
-        return {"color": scale(len(rates))[rates.index(rate)], "ls": "-" if kind == "2d"
-                else (0, (4, 1.5)),
-                "lw": 1.7}
+        whole = curve.label.endswith("2d")
+        return {"color": colours[rate], "ls": "-" if whole else (0, (4, 1.5)), "lw": 1.7}
     if view.study.name == "dropout":
-        return {"color": scale(len(rates))[rates.index(rate)], "ls": dash, "lw": 1.7}
+        return {"color": colours[rate], "ls": dash, "lw": 1.7}
     if view.study.name == "batchsize":
         tried = sorted({int(label.split("_")[0]) for label in view.curves})
         return {"color": scale(len(tried))[tried.index(batch_size)],
                 "lw": WIDTHS[sizes.index(batch_size)] if batch_size in sizes else 0.7}
     if "ablation" in view.study.name:
         without_norm, without_dropout = (part == "True" for part in curve.label.split("_")[-2:])
-        return {"color": ORANGE if without_norm else BLUE, "ls": "-" if without_dropout
-                else DASHES[0.2],
-                "lw": 1.7}
+        return {"color": ORANGE if without_norm else BLUE, "lw": 1.7,
+                "ls": "-" if without_dropout else DASHES[0.2]}
     return {"color": HUES[settings.learning_rate], "ls": dash,
             "lw": WIDTHS[sizes.index(batch_size)]}
 
@@ -136,16 +129,16 @@ def heat_maps(figure: Figure, view: View) -> None:
     if not done:
         nothing(figure, title, view.study.command)
         return
-    sizes = BATCH_SIZES[view.study.network]
     accuracy = {label: 100 * curve.mean("val_acc") for label, curve in done.items()}
-    highest, lowest_loss = max(accuracy, key=accuracy.get), next(iter(done))
+    marked = {max(accuracy, key=accuracy.get): "-"}, {next(iter(done)): ":"}  # and lowest loss
     scaled = [value for label, value in accuracy.items() if not label.endswith("_0.8")]
     low, high = min(scaled or accuracy.values()), max(accuracy.values())
     figure.set_size_inches(8.4, 5.2)
-    for i, size in enumerate(sizes):
+    panels = figure.subplots(2, 2, sharex=True, sharey=True)
+    for i, size in enumerate(BATCH_SIZES[view.study.network]):
+        axes = panels.flat[i]
         labels = [[f"{size}_{lr}_{p}" for p in DROP_RATES] for lr in LEARNING_RATES]
         values = np.array([[accuracy.get(label, np.nan) for label in row] for row in labels])
-        axes = figure.add_axes((0.1 + 0.44 * (i % 2), 0.585 - 0.36 * (i // 2), 0.37, 0.265))
         picture = axes.imshow(values, vmin=low, vmax=max(high, low + 1e-9), aspect="auto")
         axes.set_facecolor("#eeeeee")
         for (j, k), value in np.ndenumerate(values):
@@ -153,25 +146,24 @@ def heat_maps(figure: Figure, view: View) -> None:
             text = "–" if np.isnan(value) else f"{value:.1f}"
             if len(view.seeds) > 1 and label in done and len(done[label].runs) > 1:
                 text += f"\nn={len(done[label].runs)}"
+            light = np.isnan(value) or value - low > (high - low) / 2
             axes.text(k, j, text, ha="center", va="center", fontsize=9.5, linespacing=0.95,
-                      color="black" if np.isnan(value) or value - low > (high - low) / 2
-                      else "white")
-            for marked, dash in ((highest, "-"), (lowest_loss, ":")):
-                if label == marked:
-                    inset = 0.06 if dash == ":" else 0.0
+                      color="black" if light else "white")
+            for inset, dashes in zip((0, 0.06), marked, strict=True):
+                if label in dashes:
                     axes.add_patch(matplotlib.patches.Rectangle(
                         (k - 0.46 + inset, j - 0.44 + inset), 0.92 - 2 * inset, 0.88 - 2 * inset,
-                        fill=False, lw=2.2, ls=dash, ec="#d55e00"))
+                        fill=False, lw=2, ls=dashes[label], ec="black",
+                        path_effects=[withStroke(linewidth=4, foreground="white")]))
         axes.set_xticks(range(len(DROP_RATES)), DROP_RATES)
-        axes.set_yticks(range(len(LEARNING_RATES)), LEARNING_RATES if i % 2 == 0 else [""] * 3)
+        axes.set_yticks(range(len(LEARNING_RATES)), LEARNING_RATES)
         axes.set_title(f"batch size {size}", fontsize=10.5)
+        axes.set(xlabel="drop rate" * (i > 1), ylabel="learning rate" * (i % 2 == 0))
         axes.grid(False)
         axes.spines[:].set_visible(False)
-        axes.set(xlabel="drop rate" if i > 1 else "", ylabel="learning rate" if i % 2 == 0 else "")
-    bar = figure.add_axes((0.935, 0.225, 0.014, 0.625))
-    figure.colorbar(picture, cax=bar, extend="min").outline.set_visible(False)
-    figure.text(0.03, 0.945, title, weight="bold", fontsize=12)
-    seeds = "; cells without n have one seed" if len(view.seeds) > 1 else ""
-    notes(figure, *footer(view, "framed: highest accuracy; dotted: lowest validation loss, by "
-                                "which "
-                                f"settings are ranked; the colours end at drop rate 0.6{seeds}"))
+    figure.colorbar(picture, ax=panels, extend="min", aspect=30).outline.set_visible(False)
+    headline(figure, title)
+    one = "; cells without n have one seed" * (1 in view.seeds and len(view.seeds) > 1)
+    notes(figure, *footer(view, "solid frame: highest accuracy; dotted: lowest validation loss, "
+                                "by which settings are ranked; the colours end at drop rate 0.6"
+                                + one))

@@ -17,15 +17,15 @@ from report.studies import View
 
 matplotlib.rcParams.update({
     "font.size": 10.5, "axes.titlesize": 12, "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
-    "grid.color": "#dddddd", "grid.linewidth": 0.6, "axes.axisbelow": True, "legend.frameon": False,
+    "axes.titlelocation": "left", "axes.spines.top": False, "axes.spines.right": False,
+    "axes.grid": True, "grid.color": "#dddddd", "grid.linewidth": 0.6, "axes.axisbelow": True,
+    "legend.frameon": False, "legend.fontsize": 9.5, "legend.handlelength": 3,
     "svg.hashsalt": "figures", "image.cmap": "cividis"})
 BLUE, ORANGE, SKY, GREY, GREEN = "#0b4f8a", "#d55e00", "#6cb6e0", "#777777", "#009e73"
 HUES = {0.001: BLUE, 0.0005: ORANGE, 0.0001: SKY}  # of learning rates
 DASHES = {0.0: "-", 0.2: (0, (6, 1.5)), 0.4: (0, (1.2, 1)), 0.6: (0, (8, 1.5, 1.2, 1.5)),
           0.8: (0, (3, 1.5, 1.2, 1.5, 1.2, 1.5))}  # of drop rates
-WIDTHS = (1.0, 1.6, 2.3, 3.1)  # of batch sizes, ascending
+WIDTHS = (1.2, 1.8, 2.5, 3.3)  # of batch sizes, ascending
 SCALE = [matplotlib.colors.to_hex(matplotlib.colormaps["viridis"](x))
          for x in np.linspace(0, 0.84, 9)]
 SMALL = 8.5
@@ -41,13 +41,17 @@ def scale(n: int) -> list[str]:
 def pinned_palette() -> Image.Image:
     """All colours above with their tints: files are small, and a colour is the same in each."""
     tints = np.linspace(0, 0.94, 15)[:, None]
-    colours = [np.array(matplotlib.colors.to_rgb(colour)) for colour in (
-        *SCALE, BLUE, ORANGE, SKY, GREEN)]
-    greys = np.append(np.linspace(0, 0.94, 255 - 15 * len(colours)), 1)[:, None] * np.ones(3)
-    values = np.concatenate([greys, *(colour + (1 - colour) * tints for colour in colours)])
+    names = (*SCALE, BLUE, ORANGE, SKY, GREEN)
+    colours = [np.array(matplotlib.colors.to_rgb(colour)) for colour in names]
+    greys = np.append(np.linspace(0, 0.94, 255 - 16 * len(colours)), 1)[:, None] * np.ones(3)
+    values = np.concatenate([greys, [ink(name) for name in names],
+                             *(colour + (1 - colour) * tints for colour in colours)])
     palette = Image.new("P", (1, 1))
     palette.putpalette((255 * values).round().astype(np.uint8).tobytes())
     return palette
+
+
+# Around the axes
 
 
 def nothing(figure: Figure, title: str, command: str) -> None:
@@ -55,12 +59,21 @@ def nothing(figure: Figure, title: str, command: str) -> None:
                 color="#555555")
 
 
+def headline(figure: Figure, text: str) -> None:
+    figure.suptitle(text, x=0.012, ha="left", weight="bold", fontsize=12)
+
+
 def notes(figure: Figure, *lines: str) -> None:
-    """Small print below the axes."""
+    """Small print at the bottom; all else is laid out above it."""
     width = int(15.6 * figure.get_figwidth())
     wrapped = [part for line in lines if line for part in textwrap.wrap(line, width)]
+    below = (0.12 + 0.145 * len(wrapped)) / figure.get_figheight()
     figure.text(0.008, 0.012, "\n".join(wrapped), fontsize=SMALL, color="#555555", va="bottom",
                 linespacing=1.2)
+    for legend in figure.legends:
+        legend.set_bbox_to_anchor((0.5, below), figure.transFigure)
+        below += legend.get_window_extent().height / figure.bbox.height
+    figure.set_layout_engine("constrained", rect=(0.004, below, 0.992, 0.99 - below))
 
 
 def footer(view: View, *lines: str) -> list[str]:
@@ -73,20 +86,32 @@ def footer(view: View, *lines: str) -> list[str]:
             if view.missing else ""]
 
 
+def of_quarter(view: View) -> str:
+    """What a point over the settings of a study is."""
+    return "mean over the last quarter of the epochs" + "; bars: ± 1 sd over seeds" * (
+        max(view.seeds) > 1)
+
+
 def title_of(view: View, text: str) -> str:
     """With the number of epochs where it is not the protocol's."""
     return text + (f" ({view.epochs} epochs)" if view.epochs != view.study.epochs else "")
 
 
-def pair(figure: Figure, below: float = 0.4):
-    """Two axes beside each other, with room for legends below."""
-    figure.set_size_inches(8.4, 5)
-    return [figure.add_axes((left, below, 0.385, 0.92 - below)) for left in (0.095, 0.605)]
+def pair(figure: Figure):
+    figure.set_size_inches(8.4, 4.2)
+    return figure.subplots(1, 2)
 
 
-def legend_below(axes, columns: int = 1, title: str | None = None, lower: float = -0.23) -> None:
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, lower), fontsize=9.5, ncols=columns,
-                handlelength=3, title=title, columnspacing=1.2)
+def legend_below(figure: Figure, columns: int = 3) -> None:
+    """One legend for all axes."""
+    named = {name: handle for axes in figure.axes
+             for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)}
+    if named:
+        figure.legend(named.values(), named, loc="lower center", ncols=columns,
+                      columnspacing=1.4)
+
+
+# In the axes
 
 
 def plain_ticks(axes) -> None:
@@ -106,7 +131,7 @@ def log_axis(axes, values, label: str) -> None:
     """A logarithmic x axis with a tick at each of these values."""
     axes.set(xscale="log", xlabel=label)
     texts = [f"{value:g}" if value < 10_000 else f"{value // 1000}k" for value in values]
-    axes.set_xticks(values, texts, fontsize=SMALL if len(values) > 7 else None)
+    axes.set_xticks(values, texts, fontsize=SMALL if len(values) > 5 else None)
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.minorticks_off()
 
@@ -125,20 +150,28 @@ def spread(values: list[float], gap: float) -> np.ndarray:
     return result
 
 
-def label_ends(axes, texts: list[str], gap: float = 0.052) -> None:
+def ink(colour) -> np.ndarray:
+    """The colour for text: dark enough for a contrast of 4.5 on white."""
+    rgb = np.array(matplotlib.colors.to_rgb(colour))
+    return rgb * min(1, 0.18 / (rgb ** 2.2 @ (0.2126, 0.7152, 0.0722))) ** (1 / 2.2)
+
+
+def label_ends(axes, texts: list[str], gap: float = 0.054) -> None:
     """The name of each line of the axes at its end, in its colour, none over another."""
-    low, high = axes.get_ylim()
-    ends = [(line.get_ydata()[-1] - low) / (high - low) for line in axes.lines]
-    for line, text, end, place in zip(axes.lines, texts, ends, spread(ends, gap), strict=True):
-        axes.annotate(text, (1, min(max(end, 0), 1)), (1.035, place), xycoords="axes fraction",
-                      textcoords="axes fraction", va="center", fontsize=9.5, annotation_clip=False,
-                      arrowprops={"arrowstyle": "-", "lw": 0.6, "color": "#999999",
-                                  "shrinkA": 1, "shrinkB": 1})
-        axes.texts[-1].set_color(matplotlib.colors.to_rgb(line.get_color()))
+    box, lines = axes.viewLim, list(axes.lines)
+    ends = [((x[-1] - box.x0) / box.width, min(max((y[-1] - box.y0) / box.height, 0), 1))
+            for x, y in (line.get_data() for line in lines)]
+    for line, text, (x, y), place in zip(lines, texts, ends, spread([y for _, y in ends], gap),
+                                         strict=True):
+        axes.plot([x, x + 0.03], [y, place], color="#999999", lw=0.6, transform=axes.transAxes,
+                  clip_on=False)
+        axes.annotate(text, (x + 0.035, place), xycoords="axes fraction", va="center",
+                      fontsize=9.5, color=ink(line.get_color()), annotation_clip=False)
 
 
 def line(axes, x, curves, measure: str, factor: float = 100, **style):
     """A measure over x, a point per curve, with one standard deviation where there are seeds."""
     y = [factor * curve.mean(measure) for curve in curves]
     errors = [factor * curve.deviation(measure) for curve in curves]
-    axes.errorbar(x, y, yerr=np.nan_to_num(errors), capsize=2, elinewidth=0.8, **style)
+    axes.errorbar(x, y, yerr=np.nan_to_num(errors), capsize=2, elinewidth=0.8,
+                  **{"marker": "o", "ms": 4.5} | style)

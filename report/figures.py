@@ -64,8 +64,8 @@ def catalogue(views: dict[str, View], source: Source) -> dict[str, Callable[[Fig
     if {"MLP_ablation", "CNN_ablation"} <= views.keys():
         figures["networks"] = partial(overview.networks, views=views)
     if len(views) > 10:  # all of them
-        figures["claims"] = partial(overview.claims, found=findings(views))
-        figures["variance"] = partial(overview.variance, views=views)
+        figures["claims"] = partial(overview.claims, found=findings(views, source.theory))
+        figures["variance"] = partial(overview.variance, source=source)
         figures["far"] = partial(overview.far, source=source)
         figures |= {name: partial(arguments.draw, name=name, views=views)
                     for name in arguments.FIGURES}

@@ -6,7 +6,10 @@ both at the 5 % level after Holm's correction within the family; else it is `und
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import NamedTuple
+
+import numpy as np
 
 from report.statistics import LEVEL, Estimate, Pool, holm, p_value, t_quantile
 from report.studies import BASES, DROP_RATES, EPOCHS, Curve, View, quarter
@@ -28,6 +31,7 @@ class Check(NamedTuple):
     obstacle: str = ""  # why the number cannot establish the claim, however clear it is
     family: int = 1  # of how many like it this is the farthest
     beside: dict[str, Estimate] = {}  # the same difference by other measures
+    unit: str = "seeds"  # of which more would narrow the interval
 
     @property
     def distance(self) -> float:
@@ -120,9 +124,9 @@ class Finding(NamedTuple):
             undecided = [(check, p) for check, p, verdict in self.decided if verdict == UNDECIDED]
             lacking = [check.lacks for check, _ in undecided if check.lacks]
             if not lacking:
-                seeds = max(check.seeds_to_decide(p) for check, p in undecided)
-                lacking = [f"about {seeds} seeds of each would decide" if seeds <= MOST_SEEDS
-                           else f"more than {MOST_SEEDS} seeds of each would be needed"]
+                n, unit = max((check.seeds_to_decide(p), check.unit) for check, p in undecided)
+                lacking = [f"about {n} {unit} of each would decide" if n <= MOST_SEEDS
+                           else f"more than {MOST_SEEDS} {unit} of each would be needed"]
             return "; ".join(dict.fromkeys(lacking))
         refuting = [check.what for check, _, verdict in self.decided if verdict == FAILS]
         some = self.verdict == FAILS and len(refuting) < len(self.checks)
@@ -202,7 +206,23 @@ def has_no_dropout(curve: Curve) -> bool:
     return settings.drop_rate == 0 or settings.without_dropout
 
 
-def findings(views: dict[str, View]) -> list[Finding]:
+def time_saved(network: str, theory: dict) -> list[Check]:
+    """The share of an epoch's time that a batch of twice the size saves, by rounds of the bench."""
+    seconds = theory.get(network.lower(), {}).get("epoch_seconds", {}).get("seconds")
+    if not seconds:
+        return [Check(f"{network}, time of an epoch", None)]
+    checks = []
+    for (n, longer), (twice, shorter) in pairwise(seconds.items()):
+        shares = 1 - np.array(shorter) / np.array(longer)
+        rounds = len(shares)
+        error = shares.std(ddof=1) / math.sqrt(rounds) if rounds > 1 else math.nan
+        checks.append(Check(f"{network}, share of time saved, {twice} against {n}",
+                            Estimate(float(shares.mean()), error, rounds - 1, (rounds,), "bench"),
+                            unit="rounds of the bench"))
+    return checks
+
+
+def findings(views: dict[str, View], theory: dict) -> list[Finding]:
     claims = Claims(views)
     networks, ablation = ("MLP", "CNN"), claims.ablation
     validation, training = claims.validation, claims.training
@@ -218,15 +238,14 @@ def findings(views: dict[str, View]) -> list[Finding]:
     peak = max((b for b in (1024, 2048) if sizes[b]),
                key=lambda b: sizes[b].mean("quarter_val_acc"),
                default=1024)
-    steps = list(zip(DROP_RATES, DROP_RATES[1:], strict=False))
     same_data = views["MLP_ablation"].fingerprint == views["CNN_ablation"].fingerprint
 
     def overfits(network: str) -> Check:
         """Of the settings without dropout, the one whose validation loss rises most."""
         curves = claims.at_full_length(network, has_no_dropout)
         worst = max(curves, key=lambda curve: curve.mean(rise), default=None)
-        return Check(f"{network} without dropout, largest of {len(curves)} rises of the loss"
-                     + (f", {worst.label}" if worst else ""),
+        return Check(f"{network}, rise of the validation loss, largest of {len(curves)}"
+                     + (f": {worst.label}" if worst else ""),
                      claims.pool.estimate(rise, worst), family=max(1, len(curves)))
 
     claimed = [
@@ -261,14 +280,16 @@ def findings(views: dict[str, View]) -> list[Finding]:
             validation(f"drop rate {p}, 2d − 1d", kinds["2d"][p], kinds["1d"][p])
             for p in DROP_RATES[1:]]),
         ("Training accuracy falls as the drop rate rises", [
-            training(f"{n}, {p} − {q}", drops[n][p], drops[n][q]) for n in networks for p,
-            q in steps]),
+            training(f"{n}, {p} − {q}", drops[n][p], drops[n][q])
+            for n in networks for p, q in pairwise(DROP_RATES)]),
         ("Validation accuracy peaks at drop rate 0.2", [
             validation(f"{n}, 0.2 − {p}", drops[n][0.2], drops[n][p])
             for n in networks for p in DROP_RATES if p != 0.2]),
         ("The MLP's training accuracy falls as the batch size rises, its validation accuracy rises "
          "first and falls then", [
              *(training(f"{b} − {2 * b}", sizes[b], sizes[2 * b]) for b in (512, 1024, 2048)),
-             *(validation(f"{peak} − {b}", sizes[peak], sizes[b]) for b in (512, 4096))])]
+             *(validation(f"{peak} − {b}", sizes[peak], sizes[b]) for b in (512, 4096))]),
+        ("Larger batches train faster", [check for n in networks
+                                         for check in time_saved(n, theory)])]
     return [Finding(number, claim, checks, claim.startswith("Some"))
             for number, (claim, checks) in enumerate(claimed, 1)]

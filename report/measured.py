@@ -30,24 +30,19 @@ def bagging(topic: dict) -> str:
     measured, predicted, masked = topic["measured"], topic["predicted"], topic["masked"]
     off = max(abs(m / p - 1) for m, p in zip(measured, predicted, strict=True))
     table = markdown(["averaged", "predicted", "measured", "test accuracy"], [
-        *([f"{k} network{'s' * (k > 1)}", f"{p:.5f}", f"{m:.5f}", f"{accuracy:.4f}"] for k,
-          (p, m, accuracy)
-          in enumerate(zip(predicted, measured, topic["accuracy"], strict=True), 1)),
+        *([f"{k} network{'s' * (k > 1)}", f"{p:.5f}", f"{m:.5f}", f"{accuracy:.4f}"]
+          for k, (p, m, accuracy) in enumerate(zip(predicted, measured, topic["accuracy"],
+                                                   strict=True), 1)),
         *([f"{n} mask{'s' * (n > 1)} of one network", "", f"{m:.5f}", f"{accuracy:.4f}"]
           for n, m, accuracy in zip(topic["masks"], masked, topic["masked_accuracy"],
                                     strict=True))])
     v, c = topic["variance"], topic["covariance"]
-    correlation = f", c = {c:.5f}, correlation c/v = {c / v:.3f}"
-    fall = (f"{predicted[0] - predicted[-1]:.5f} predicted, "
-            f"{measured[0] - measured[-1]:.5f} measured")
-    return (f"{table}\n\nv = {topic['variance']:.5f}{correlation if len(measured) > 1 else ''}. "
-            f"Prediction and "
-            f"measurement differ by at most {100 * off:.2f} %; from one network to {len(measured)} "
-            f"the error falls by "
-            f"{fall}. Against the single pass in evaluation mode (1 network) "
-            f"the error of one mask differs by {100 * (masked[0] / measured[0] - 1):+.2f} %, that "
-            f"of "
-            f"{topic['masks'][-1]} masks by {100 * (masked[-1] / measured[0] - 1):+.2f} %.")
+    correlation = f", c = {c:.5f}, correlation c/v = {c / v:.3f}" * (len(measured) > 1)
+    one, many = (100 * (masked[i] / measured[0] - 1) for i in (0, -1))
+    return (f"{table}\n\nv = {v:.5f}{correlation}. Prediction and measurement differ by at most "
+            f"{100 * off:.2f} %. Against the single pass in evaluation mode (1 network) the error "
+            f"of one mask differs by {one:+.2f} %, that of {topic['masks'][-1]} masks by "
+            f"{many:+.2f} %.")
 
 
 def statistics(topic: dict) -> str:
@@ -57,32 +52,46 @@ def statistics(topic: dict) -> str:
                       "variance off by, relative", "theory",
                       "test accuracy with batch statistics"],
                      [[n, f"{mean:.4f}", f"{topic['mean_theory'] / n ** 0.5:.4f}",
-                       f"{variance:.4f}",
-                       f"{topic['variance_theory'] / n ** 0.5:.4f}", f"{accuracy:.4f}"] for n,
-                      mean, variance, accuracy
-                      in zip(sizes, topic["mean"], topic["variance"], topic["batch_accuracy"],
-                             strict=True)])
+                       f"{variance:.4f}", f"{topic['variance_theory'] / n ** 0.5:.4f}",
+                       f"{accuracy:.4f}"] for n, mean, variance, accuracy in zip(
+                           sizes, topic["mean"], topic["variance"], topic["batch_accuracy"],
+                           strict=True)])
     return (f"{table}\n\nThe mean's distance falls as n to the power of {powers[0]:.2f}, the "
-            f"variance's as n to the "
-            f"power of {powers[1]:.2f}; theory says −0.5. Test accuracy with running statistics: "
-            f"{topic['running_accuracy']:.4f}.")
+            f"variance's to the power of {powers[1]:.2f}; theory says −0.5. Test accuracy with "
+            f"running statistics: {topic['running_accuracy']:.4f}.")
 
 
 def shifts(source: Source) -> str:
-    """The accuracy of both networks on moved images, and their sizes."""
-    rows = []
+    """The sizes of both networks, and their accuracy on moved images."""
+    from report.theory import size  # loads torch
+
+    moves, rows = (0, 1, 2, 4, 8), []
     for network in NETWORKS:
-        if topic := source.theory.get(network, {}).get("shifts"):
-            accuracy = 100 * np.mean(topic["accuracy"], 0)
-            rows.append([network.upper(), f"{topic['parameters']:,}",
-                         f"{topic['multiplications']:,}",
-                         len(topic["runs"]), *(f"{accuracy[n]:.1f}" for n in (0, 1, 2, 4, 8))])
-    picture = figure("shifts", "Test accuracy when the images move")
-    if not rows:
-        return f"{picture}\n\n{NOT_YET} `python theory.py shifts` measures it."
-    header = ["", "parameters", "multiplications per image", "networks",
-              *(f"test accuracy (%), moved by {n}" for n in (0, 1, 2, 4, 8))]
-    return f"{picture}\n\n{markdown(header, rows)}"
+        topic = source.theory.get(network, {}).get("shifts")
+        accuracy = 100 * np.mean(topic["accuracy"], 0) if topic else None
+        rows.append([network.upper(), *(f"{number:,}" for number in size(network)),
+                     len(topic["runs"]) if topic else NOT_YET,
+                     *(f"{accuracy[n]:.1f}" if topic else "–" for n in moves)])
+    header = ["", "parameters", "multiplications per image", "networks measured",
+              *(f"test accuracy (%), moved by {n}" for n in moves)]
+    return (f"{figure('shifts', 'Test accuracy when the images move')}\n\n"
+            f"{markdown(header, rows)}\n\n`python theory.py shifts` moves the images.")
+
+
+def epoch_seconds(source: Source) -> str:
+    """What an epoch's training takes by batch size, as the bench measures it."""
+    topics = {network: topic for network in NETWORKS
+              if (topic := source.theory.get(network, {}).get("epoch_seconds"))}
+    if not topics:
+        return ("The seconds of an epoch by batch size: not measured yet; "
+                "`python bench/batch_sizes.py` does it. The runs shared their machines.")
+    rows = [[network.upper(), n, "{1:.2f} ({0:.2f}–{2:.2f})".format(
+        *np.percentile(seconds, (25, 50, 75))), len(seconds)]
+            for network, topic in topics.items() for n, seconds in topic["seconds"].items()]
+    machines = "; ".join(dict.fromkeys(topic["machine"] for topic in topics.values()))
+    return (markdown(["", "batch size", "seconds of an epoch's training: median (quartiles)",
+                      "rounds, in turns"], rows)
+            + f"\n\n`python bench/batch_sizes.py`; {machines}.")
 
 
 def learning_rates(view: View) -> str:
@@ -90,10 +99,9 @@ def learning_rates(view: View) -> str:
     if not view.curves:
         return f"{picture}\n\n{name}: {NOT_YET} `{view.study.command}` makes the runs."
     return (f"{picture}\n\n{name}, {view.epochs} epochs, {view.seeds_text} ({view.data}). It "
-            f"learns where its "
-            f"validation accuracy is more than {LEARNS} times that of guessing, "
-            f"{view.guessing['val_acc']:.3g}. "
-            f"{what_rates_show(view, False)} {what_rates_show(view, True)}")
+            f"learns where its validation accuracy is more than {LEARNS} times that of guessing, "
+            f"{view.guessing['val_acc']:.3g}. {what_rates_show(view, False)} "
+            f"{what_rates_show(view, True)}")
 
 
 def what_rates_show(view: View, without: bool) -> str:
@@ -126,8 +134,8 @@ def confusion(topic: dict | None) -> str:
     classes, counts = topic["classes"], np.array(topic["confusion"])
     wrong = [(counts[i, j], classes[i], classes[j]) for i, j in np.ndindex(counts.shape) if i != j
              and counts[i, j]]
-    frequent = ", ".join(f"{one} for {other} ({n})" for n, one,
-                         other in sorted(wrong, key=lambda w: -w[0])[:3])
+    frequent = ", ".join(f"{one} for {other} ({n})"
+                         for n, one, other in sorted(wrong, key=lambda w: -w[0])[:3])
     return (f"{pictures}`{topic['runs'][0]}` ({topic['data']}) gets "
-            f"{counts.trace() / counts.sum():.4f} of the test "
-            f"images right. Most often it takes {frequent}.")
+            f"{counts.trace() / counts.sum():.4f} of the test images right. Most often it takes "
+            f"{frequent}.")

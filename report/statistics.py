@@ -99,7 +99,10 @@ class Pool:
         return self.known[key]
 
     def estimate(self, measure, *curves: Curve | None) -> Estimate | None:
-        """The mean of one setting, or the difference of two (Welch); None if one is missing."""
+        """The mean of one setting, the difference of two (Welch), or a − b − (c − d) of four.
+
+        None if one is missing.
+        """
         if None in curves:
             return None
         few = min(len(curve.runs) for curve in curves) < FEW
@@ -113,9 +116,8 @@ class Pool:
         else:
             freedom = sum(squares) ** 2 / sum(
                 square ** 2 / n for square, (_, n) in zip(squares, parts, strict=True) if n)
-        sign = (1, -1)
-        mean = sum(factor * curve.mean(measure) for factor,
-                   curve in zip(sign, curves, strict=False))
+        mean = sum(sign * curve.mean(measure)
+                   for sign, curve in zip((1, -1, -1, 1), curves, strict=False))
         return Estimate(mean, math.sqrt(sum(squares)), freedom,
                         tuple(len(curve.runs) for curve in curves),
                         " and ".join(dict.fromkeys(str(curve.epochs) for curve in curves)), few)

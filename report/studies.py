@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -237,8 +238,13 @@ class Curve:
 
     def by_seed(self, measure: Callable[[list[dict]], float] | str) -> dict[int, float]:
         """A number per seed: `measure` of the rows, or what `summary` calls so."""
-        take = measure if callable(measure) else lambda rows: summary(rows)[measure]
-        return {seed: take(run.rows[:self.epochs]) for seed, run in self.runs.items()}
+        if callable(measure):
+            return {seed: measure(run.rows[:self.epochs]) for seed, run in self.runs.items()}
+        return {seed: numbers[measure] for seed, numbers in self.summaries.items()}
+
+    @cached_property
+    def summaries(self) -> dict[int, dict[str, float]]:
+        return {seed: summary(run.rows[:self.epochs]) for seed, run in self.runs.items()}
 
     def mean(self, measure) -> float:
         return float(np.mean(list(self.by_seed(measure).values())))

@@ -40,6 +40,10 @@ def curve_table(curves: list[Curve], keys=tuple(MEASURES)) -> str:
                      for curve in curves]) if curves else NOT_YET
 
 
+def p_text(p: float) -> str:
+    return f"= {p:.3f}" if p >= 0.001 else "< 0.001"
+
+
 def finding_rows(finding: Finding) -> list[list]:
     """The numbers of a claim: by the last quarter, and what stands beside it."""
     rows = []
@@ -50,7 +54,7 @@ def finding_rows(finding: Finding) -> list[list]:
         shown = str(check) if counted else str(estimate or "not run yet")
         rows.append([check.what, shown, *(beside.get(key, "–") for key in ("best epoch", "test")),
                      estimate.n if estimate else "–", estimate.epochs if estimate else "–",
-                     "–" if math.isnan(p) else f"{p:.3f}" if p >= 0.001 else "< 0.001", verdict])
+                     "–" if math.isnan(p) else p_text(p).removeprefix("= "), verdict])
     return rows
 
 

@@ -15,7 +15,7 @@ from report.curves import SPLITS
 from report.findings import FAILS, HOLDS, UNDECIDED, Claims, Finding, findings
 from report.measured import figure
 from report.results import data_name, hours
-from report.statistics import optimism
+from report.statistics import FEW, Pool, optimism
 from report.studies import BASES, EPOCHS, Curve, Source, View, summary
 from report.tables import (
     HEADER,
@@ -33,7 +33,12 @@ from store.settings import NETWORKS
 
 PUBLISHED = {"mlp": (0.524, 1.367), "cnn": (0.7397, 0.7902)}  # test accuracy and loss
 CLAIMS = {"MLP": (1, 4), "CNN": (2,), "MLP_ablation": (7,), "CNN_ablation": (3, 5, 6, 8, 9, 10, 11),
-          "dimention": (12,), "dropout": (13, 14), "batchsize": (15,)}
+          "dimention": (12,), "dropout": (13, 14), "batchsize": (15, 16)}
+MORE_FIGURES = {
+    "MLP": [("MLP_heatmap", "MLP grid: every setting")],
+    "CNN": [("CNN_heatmap", "CNN grid: every setting")],
+    "CNN_ablation": [("networks", "The CNN beside the MLP")],
+    "dimention": [("dropout_types", "Accuracy over the drop rate")]}
 CODE = ("BatchNorm.forward", "BatchNorm.uses_batch_statistics", "BatchNorm.track",
         "Dropout.forward")
 AIM = 0.8  # test accuracy
@@ -48,7 +53,7 @@ def fill(text: str, parts: dict[str, str]) -> str:
 
 def blocks(views: dict[str, View], source: Source) -> dict[str, str]:
     """All that is written from the runs, by name."""
-    found, claims = findings(views), Claims(views)
+    found, claims = findings(views, source.theory), Claims(views)
     parts = {"summary": summarize(views, found, claims), "results": best_table(views),
              "runs": what_ran(views, source), "spread": spread(claims),
              "findings": f"{figure('claims', 'All claims as intervals')}\n\n{verdict_table(found)}",
@@ -61,7 +66,8 @@ def blocks(views: dict[str, View], source: Source) -> dict[str, str]:
              "shifts": measured.shifts(source),
              "confusion": measured.confusion(source.theory.get("cnn", {}).get("confusion"))}
     parts |= {name: study(views[name], found, claims) for name in CLAIMS}
-    parts |= {name: argument(name, views, claims) for name in arguments.FIGURES}
+    parts |= {name: argument(name, views, claims.pool) for name in arguments.FIGURES}
+    parts["batchsize"] += "\n\n" + measured.epoch_seconds(source)
     return parts | {name: quote("layers/modules.py", name) for name in CODE}
 
 
@@ -78,37 +84,37 @@ def quote(file: str, name: str) -> str:
 
 def summarize(views: dict[str, View], found: list[Finding], claims: Claims) -> str:
     """What was found, in five sentences, and the best networks."""
-    def change(measure: str, a: Curve | None, b: Curve | None) -> str:
+    full = {n: claims.ablation(n, False, False) for n in ("MLP", "CNN")}
+    undropped = {n: claims.ablation(n, False, True) for n in full}
+    unnormed = {n: claims.ablation(n, True, False) for n in full}
+    maps, single = (views["dimention"].complete(f"128_0.001_0.4_{kind}") for kind in ("2d", "1d"))
+
+    def change(a: Curve | None, b: Curve | None, measure: str = "quarter_val_acc") -> str:
         return points(claims.pool.estimate(measure, a, b))
 
-    def arms(network: str, norm: bool, dropout: bool) -> tuple[Curve | None, Curve | None]:
-        return claims.ablation(network, False, False), claims.ablation(network, norm, dropout)
-
-    full = {n: claims.ablation(n, False, False) for n in ("MLP", "CNN")}
-    verdicts = Counter(finding.verdict for finding in found)
+    training = "quarter_train_acc"
     reached = " and ".join(f"the {n} {100 * curve.mean('test_acc'):.1f} %"
                            for n, curve in full.items() if curve) or "not run yet"
-    kinds = {kind: views["dimention"].complete(f"128_0.001_0.4_{kind}") for kind in ("1d", "2d")}
-    quarter, best, training = "quarter_val_acc", "val_acc", "quarter_train_acc"
+    verdicts = Counter(finding.verdict for finding in found)
     sentences = [
         f"At their defaults and best epochs, test accuracy: {reached}; the CNN leads by "
-        f"{change('test_acc', full['CNN'], full['MLP'])} points.",
-        f"Dropout gives the CNN {change(quarter, *arms('CNN', False, True))} points of validation "
-        "accuracy over the last quarter of the epochs, but "
-        f"{change(best, *arms('CNN', False, True))} at the best epoch, as early stopping prevents "
-        "the same overfitting; it gives the MLP "
-        f"{change(quarter, *arms('MLP', False, True))}.",
-        f"Batch normalization gives the CNN {change(quarter, *arms('CNN', True, False))} points "
-        f"and the MLP {change(quarter, *arms('MLP', True, False))}; **against the older report it "
-        f"raises training accuracy** (CNN {change(training, *arms('CNN', True, False))}, MLP "
-        f"{change(training, *arms('MLP', True, False))}) **and with it the gap between the "
-        "losses**.",
-        "Dropping single activations is better than dropping whole maps: at drop rate 0.4 by "
-        f"{change(quarter, kinds['1d'], kinds['2d'])} points.",
+        f"{change(full['CNN'], full['MLP'], 'test_acc')}.",
+        f"Dropout changes the CNN by {change(full['CNN'], undropped['CNN'])}, at the best epoch by "
+        f"{change(full['CNN'], undropped['CNN'], 'val_acc')}, and the MLP by "
+        f"{change(full['MLP'], undropped['MLP'])}.",
+        f"Batch normalization changes the CNN by {change(full['CNN'], unnormed['CNN'])} and the "
+        f"MLP by {change(full['MLP'], unnormed['MLP'])}. It changes training accuracy by "
+        f"{change(full['CNN'], unnormed['CNN'], training)} and "
+        f"{change(full['MLP'], unnormed['MLP'], training)}; in the older "
+        "report training accuracy is lower with it.",
+        "Dropping single activations instead of whole maps changes the CNN, at drop rate 0.4, by "
+        f"{change(single, maps)}.",
         f"Of the older report's {len(found)} claims {verdicts[HOLDS]} hold, {verdicts[FAILS]} do "
         f"not and {verdicts[UNDECIDED]} are undecided; {reproduced(views)}."]
     return "\n".join(f"{i}. {text}" for i, text in enumerate(sentences, 1)) + (
-        f"\n\nDifferences in percentage points, with 95 % intervals.\n\n{best_table(views)}")
+        "\n\nDifferences are in percentage points, with 95 % intervals, and in validation accuracy "
+        "over the last quarter of\nthe epochs where nothing else is said.\n\n"
+        + best_table(views))
 
 
 def best_table(views: dict[str, View]) -> str:
@@ -136,8 +142,7 @@ def what_ran(views: dict[str, View], source: Source) -> str:
              f"`{view.command}`"] for view in views.values()]
     mixed = [view.study.title for view in views.values() if view.curves and not view.is_of_one]
     lines = [markdown(["study", "settings finished", "epochs", "runs of each", "made by",
-                       "command"],
-                      rows), ""]
+                       "command"], rows), ""]
     if mixed:
         lines += [f"{len(mixed)} of the {len(views)} studies are not of one known version of the "
                   f"code and one processor: {'; '.join(mixed)}. Their commands, with "
@@ -169,40 +174,34 @@ def spread(claims: Claims) -> str:
 
 
 def study(view: View, found: list[Finding], claims: Claims) -> str:
-    """A study's figures, what they show, and what that makes of the older report's claims."""
-    name, curves = view.study.name, list(view.curves.values())
+    """A study's figures, its table, and the numbers that decide the older report's claims."""
+    name = view.study.name
     pictures = {split: [figure(f"{name}_{split}_{quantity}",
                                f"{view.study.title}: {SPLITS[split]} {long}")
                         for quantity, long in (("acc", "accuracy"), ("loss", "loss"))]
                 for split in view.study.splits}
     parts = pictures.pop("val")
-    folded = [picture for both in pictures.values() for picture in both]
+    folded = "\n\n".join(picture for both in pictures.values() for picture in both)
     others = " and ".join(SPLITS[split] for split in pictures).capitalize()
-    parts.append(f"<details><summary>{others}: "
-                 "accuracy and loss</summary>\n\n" + "\n\n".join(folded) + "\n\n</details>")
-    if view.study.is_grid:
-        parts.append(figure(f"{name}_heatmap", f"{view.study.title}: every setting"))
-    if name == "dimention":
-        parts.append(figure("dropout_types", "Accuracy over the drop rate"))
-    if name == "CNN_ablation":
-        parts.append(figure("networks", "The CNN beside the MLP"))
-    if not curves:
+    parts += [f"<details><summary>{others}: accuracy and loss</summary>\n\n{folded}\n\n</details>",
+              *(figure(*more) for more in MORE_FIGURES.get(name, ()))]
+    if not view.curves:
         return "\n\n".join([f"{NOT_YET} `{view.study.command}` makes the runs.", *parts])
-    limit = (f"; {len(view.missing)} of {len(view.settings)} settings are missing or unfinished"
-             if view.missing else "")
-    made = f"; {view.origin}" * (not view.is_of_one)
-    parts += [f"{view.data}; {view.epochs} epochs, {view.seeds_text}{limit}{made}.",
-              curve_table(curves[:10], SHOWN)]
+    parts += [status(view), curve_table(list(view.curves.values())[:10], SHOWN)]
     if view.study.is_grid:
         parts.append(luck(view, claims) + f"All settings: [results/tables/{name}.md]"
                                           f"(results/tables/{name}.md).")
-    for finding in found:
-        if finding.number in CLAIMS[name]:
-            reason = f" ({finding.reason})" if finding.reason else ""
-            parts.append(f"Claim {finding.number}, '{finding.claim}': "
-                         f"**{finding.verdict}**{reason}.\n\n"
-                         + markdown(HEADER, finding_rows(finding)))
+    parts += [f"Claim {each.number}, '{each.claim}':\n\n" + markdown(HEADER, finding_rows(each))
+              for each in found if each.number in CLAIMS[name]]
     return "\n\n".join(parts)
+
+
+def status(view: View) -> str:
+    """On what data, for how long, with how many seeds; what is missing; which code."""
+    missing = (f"; {len(view.missing)} of {len(view.settings)} settings are missing or unfinished: "
+               f"`{view.study.command}` makes them" if view.missing else "")
+    made = f"; {view.origin}" * (not view.is_of_one)
+    return f"{view.data}; {view.epochs} epochs, {view.seeds_text}{missing}{made}."
 
 
 def luck(view: View, claims: Claims) -> str:
@@ -214,24 +213,29 @@ def luck(view: View, claims: Claims) -> str:
     errors = [deviation / math.sqrt(len(curve.runs)) for curve in curves]
     shift = optimism([curve.mean("val_loss") for curve in curves], errors)
     return (f"Being the best of {len(curves)}, the first row's loss looks about {shift:.4f} lower "
-            f"than "
-            "that setting's with other seeds (simulated with the pooled deviation). ")
+            "than that setting's with other seeds (simulated with the pooled deviation). ")
 
 
-def argument(name: str, views: dict[str, View], claims: Claims) -> str:
+def argument(name: str, views: dict[str, View], pool: Pool) -> str:
     """An argument's figure and what the runs say to it."""
-    own = [view for key, view in views.items() if key.endswith(name)]
+    own = arguments.of_argument(name, views)
     parts = [figure(name, own[0].study.title)]
-    if not any(view.curves for view in own):
+    known = [view for view in own if view.curves]
+    if not known:
         return f"{parts[0]}\n\n{NOT_YET} `{own[0].study.command}` makes the runs."
-    for view in own:
-        missing = (f"; {len(view.missing)} of {len(view.settings)} settings are missing or "
-                   f"unfinished: "
-                   f"`{view.study.command}` makes them" if view.missing else "")
-        made = f"; {view.origin}" if view.origin and not view.is_of_one else ""
-        parts.append(f"{view.study.network.upper()}, {view.data}; {view.epochs} epochs, "
-                     f"{view.seeds_text}{missing}{made}.")
-    return "\n\n".join([*parts, arguments.answer(name, views, claims.pool)])
+    parts += [f"{view.study.network.upper()}, {status(view)}{few_seeds(view, pool)}"
+              for view in known]
+    return "\n\n".join([*parts, arguments.answer(name, views, pool)])
+
+
+def few_seeds(view: View, pool: Pool) -> str:
+    """What stands behind the intervals where seeds are few."""
+    if min(view.seeds) >= FEW:
+        return ""
+    deviation, freedom = pool.deviation(view.study.network, view.epochs, arguments.MEASURE)
+    return (f" Where a setting has fewer than {FEW} seeds, intervals take the pooled deviation of "
+            f"{100 * deviation:.2f} points ({freedom} degrees of freedom)." if freedom else
+            " No setting of this length has a second seed, so differences have no interval.")
 
 
 def highest(views: dict[str, View], network: str) -> tuple[float, float] | None:
@@ -262,8 +266,8 @@ def against_published(views: dict[str, View]) -> str:
                          f"{extremes[i]:.4f}" if extremes else NOT_YET,
                          f"{extremes[i] - published[i]:+.4f}" if extremes else "–"])
             rows.append([f"{name} `{base}`, {MEASURES[key].replace(' there', '')} at the best "
-                         f"validation "
-                         "accuracy", published[i], value(curve, key) if curve else NOT_YET,
+                         "validation accuracy", published[i],
+                         value(curve, key) if curve else NOT_YET,
                          f"{curve.mean(key) - published[i]:+.4f}" if curve else "–"])
     return markdown(["", "older report", "here", "difference"], rows)
 
@@ -284,6 +288,5 @@ def how_far(source: Source) -> str:
     return (f"{picture}\n\n{table}\n\nThe one with the best validation accuracy, "
             f"`python cnn/main.py --augment {flags}`, "
             f"{'reaches' if best['test_acc'] >= AIM else 'does not reach'} the aim: its test "
-            f"accuracy is "
-            f"{best['test_acc']:.4f}.")
+            f"accuracy is {best['test_acc']:.4f}.")
 

@@ -159,8 +159,8 @@ def statistics(networks: list[nn.Module], data: Data) -> dict:
                                                             strict=True)}}
 
 
-def distances(network: nn.Module, split: Split, sizes: list[int]) -> tuple[list, list, float,
-                                                                           float]:
+def distances(network: nn.Module, split: Split,
+              sizes: list[int]) -> tuple[list, list, float, float]:
     """How far a random batch's mean and variance lie from those of all images, for each size.
 
     Root mean square over channels and batches, the mean's in standard deviations, the variance's
@@ -243,20 +243,24 @@ def shifts(networks: list[nn.Module], data: Data) -> dict:
         return sum(accuracy(network, *move) for move in moves) / len(moves)
 
     return {"shifts": list(SHIFTS),
-            "accuracy": [[mean(network, n) for n in SHIFTS] for network in networks],
-            "parameters": sum(parameter.numel() for parameter in networks[0].parameters()),
-            "multiplications": multiplications(networks[0], normalize(images[:1]))}
+            "accuracy": [[mean(network, n) for n in SHIFTS] for network in networks]}
 
 
-def multiplications(network: nn.Module, x: Tensor) -> int:
-    """In convolutions and linear layers, for one image: each weight once per position."""
+def size(name: str) -> tuple[int, int]:
+    """Parameters of a network at its defaults, and multiplications for one image.
+
+    Counted are convolutions and linear layers: each weight once per position.
+    """
+    network, x = {"mlp": (mlp.model.MLP(), torch.zeros(1, 3072)),
+                  "cnn": (cnn.model.CNN(), torch.zeros(1, 3, 32, 32))}[name]
     counts: list[int] = []
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             module.register_forward_hook(lambda module, _, y: counts.append(
                 module.weight.numel() * (y[0, 0].numel() if y.dim() == 4 else 1)))
-    network(x)
-    return sum(counts)
+    with torch.no_grad():
+        network.eval()(x)
+    return sum(parameter.numel() for parameter in network.parameters()), sum(counts)
 
 
 TOPICS = {"bagging": bagging, "statistics": statistics, "shifts": shifts, "confusion": confusion,

@@ -8,6 +8,7 @@ from report.drawing import (
     GREY,
     ORANGE,
     footer,
+    headline,
     legend_below,
     log_axis,
     notes,
@@ -25,7 +26,8 @@ def learning_rates(figure: Figure, view: View) -> None:
     if not view.failed and not any(view.complete(label) for label in view.curves):
         nothing(figure, view.study.title, view.study.command)
         return
-    for axes, key, factor in zip(pair(figure), ("val_acc", "val_loss"), (100, 1), strict=True):
+    left, right = pair(figure)
+    for axes, key, factor in (left, "val_acc", 100), (right, "val_loss", 1):
         for without, colour, marker, dash in ((False, BLUE, "o", "-"), (True, ORANGE, "s", "--")):
             name = f"{'without' if without else 'with'} batch normalization"
             points = [(lr, curve) for lr in SWEEP if (curve := view.complete(f"{lr}_{without}"))]
@@ -34,17 +36,15 @@ def learning_rates(figure: Figure, view: View) -> None:
             failed = [lr for lr in SWEEP if f"{lr}_{without}" in view.failed]
             if failed:
                 axes.plot(failed, [factor * view.guessing[key]] * len(failed), "x", color=colour,
-                          ms=9,
-                          label=f"{name}: diverged")
+                          ms=9, label=f"{name}: diverged")
         axes.axhline(factor * view.guessing[key], color=GREY, lw=1, ls=":", label="guessing")
         axes.set(xscale="log", xlabel="learning rate of Adam")
-        legend_below(axes)
-    left, right = figure.axes
-    left.set(title=f"{view.study.title} and accuracy …", ylim=(0, None),
-             ylabel="best validation accuracy (%)")
-    right.set(title=f"… and loss, in {view.epochs} epochs", yscale="log",
-              ylabel="lowest validation loss (nats)")
+    left.set(ylim=(0, None), ylabel="best validation accuracy (%)")
+    right.set(yscale="log", ylabel="lowest validation loss (nats)")
     plain_ticks(right)
+    legend_below(figure)
+    headline(figure, f"{view.study.title} and validation accuracy and loss, in {view.epochs} "
+                     f"epoch{'s' * (view.epochs != 1)}")
     notes(figure, *footer(view, "one setting but for the learning rate and batch normalization"))
 
 
@@ -62,18 +62,17 @@ def bagging(figure: Figure, network: str, topic: dict) -> None:
     left.set(xlabel="number k of averaged networks", ylabel="squared error of a probability",
              title=f"{network}: ensemble of seeds")
     left.set_xticks(k)
-    legend_below(left)
     right.plot(topic["masks"], topic["masked"], "o-", color=BLUE,
                label="average over dropout masks")
     right.axhline(topic["measured"][0], color=ORANGE, ls="--",
                   label="single pass in evaluation mode")
-    right.set(title=f"{network}: ensemble of masks", ylabel="squared error of a probability")
+    right.set(title=f"{network}: ensemble of masks")
     log_axis(right, topic["masks"], "number of dropout masks")
-    legend_below(right)
+    for axes in (left, right):
+        axes.legend(loc="upper right")
     n = len(topic["runs"])
     notes(figure, f"{topic['data']}; {n} network{'s' * (n != 1)}: {topic['setting']}, one per "
-                  f"seed; "
-                  "v and c from the validation images, the rest on the test images")
+                  "seed; v and c from the validation images, the rest on the test images")
 
 
 def statistics(figure: Figure, network: str, topic: dict) -> None:
@@ -81,44 +80,40 @@ def statistics(figure: Figure, network: str, topic: dict) -> None:
     left, right = pair(figure)
     n = np.array(topic["batch_sizes"])
     expected = np.sqrt((1 - n / max(TRAIN_IMAGES, n[-1])) / n)
-    for key, colour, marker, dash, unit in (("mean", BLUE, "o", "-", "in standard deviations"),
-                                            ("variance", ORANGE, "s", "--", "relative")):
+    for key, colour, marker, dash, unit in (
+            ("variance", ORANGE, "s", "--", "relative"),
+            ("mean", BLUE, "o", "-", "in standard deviations")):
         left.plot(n, topic[key], marker, color=colour, label=f"{key}, {unit}")
         left.plot(n, topic[f"{key}_theory"] * expected, color=colour, lw=1, ls=dash,
-                  label=f"theory for the {key}: ∝ √((1 − n/N)/n)")
-    left.set(xscale="log", yscale="log", ylabel="distance from the training set's",
-             title=f"{network}: a batch's statistics")
+                  label="theory: ∝ √((1 − n/N)/n)" * (key == "mean"))
+    left.set(xscale="log", yscale="log", ylabel="distance from the training set's")
     plain_ticks(left)
     right.plot(n, 100 * np.array(topic["batch_accuracy"]), "o-", color=BLUE,
-               label="the batch's statistics")
+               label="with the batch's statistics")
     right.axhline(100 * topic["running_accuracy"], color=ORANGE, ls="--",
-                  label="running statistics")
-    right.set(ylabel="test accuracy (%)", title=f"{network}: evaluated with …")
-    for axes, name in ((left, "batch size n"), (right, "batch size n in evaluation")):
-        log_axis(axes, n, name)
-        legend_below(axes)
+                  label="with the running statistics")
+    right.set_ylabel("test accuracy (%)")
+    log_axis(left, n, "batch size n")
+    log_axis(right, n, "batch size n in evaluation")
+    legend_below(figure)
+    headline(figure, f"{network}: a batch's statistics, and the accuracy with them")
     seeds = len(topic["runs"])
     notes(figure, f"{topic['data']}; first BatchNorm layer (left) of {topic['setting']}, root mean "
-                  f"square, "
-                  f"mean over {seeds} seed{'s' * (seeds != 1)}; N = {TRAIN_IMAGES:,}")
+                  f"square, mean over {seeds} seed{'s' * (seeds != 1)}; N = {TRAIN_IMAGES:,}")
 
 
 def shifts(figure: Figure, topics: dict[str, dict]) -> None:
     """Test accuracy of both networks over the number of pixels that the images move by."""
-    axes = figure.add_axes((0.09, 0.2, 0.88, 0.72))
+    axes = figure.subplots()
     for network, colour, marker in (("mlp", ORANGE, "s"), ("cnn", BLUE, "o")):
         if topic := topics.get(network):
             accuracy = 100 * np.array(topic["accuracy"])
             spread = accuracy.std(0, ddof=1) if len(accuracy) > 1 else None
             axes.errorbar(topic["shifts"], accuracy.mean(0), yerr=spread, capsize=2, color=colour,
-                          marker=marker, label=f"{network.upper()}, {topic['parameters']:,} "
-                                               f"parameters, "
-                                               f"{topic['multiplications']:,} multiplications per "
-                                               f"image")
+                          marker=marker, label=network.upper())
     axes.set(title="Test accuracy when the images move", xlabel="pixels",
-             ylabel="test accuracy (%)")
+             ylabel="test accuracy (%)", ylim=(0, None))
     axes.legend(loc="lower left")
-    axes.set_ylim(0, None)
     notes(figure, "; ".join(f"{topic['data']}, {topic['setting']}, n = {len(topic['runs'])}"
                             for topic in topics.values()),
           "mean over the four directions; bars: ± 1 sd")
@@ -129,10 +124,8 @@ def rank(name: str, network: str, source: Source) -> str:
     best = sorted((run for run in source.of(network) if run.result),
                   key=lambda run: -run.result["val_acc"])
     names = [run.name for run in best]
-    if name not in names:
-        return ""
-    place = names.index(name) + 1
-    return f", number {place} of {len(names)} by best validation accuracy"
+    return (f", number {names.index(name) + 1} of {len(names)} by best validation accuracy"
+            if name in names else "")
 
 
 def confusion(figure: Figure, network: str, topic: dict, source: Source) -> None:
@@ -140,17 +133,16 @@ def confusion(figure: Figure, network: str, topic: dict, source: Source) -> None
     figure.set_size_inches(8.4, 6.4)
     counts = np.array(topic["confusion"])
     matrix = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    axes = figure.add_axes((0.14, 0.22, 0.84, 0.71))
+    axes = figure.subplots()
     axes.imshow(matrix, cmap="Blues", vmin=0, vmax=100, aspect="auto")
     for (i, j), value in np.ndenumerate(matrix):
         axes.text(j, i, f"{value:.0f}" if value > 0.5 else "·", ha="center", va="center",
-                  fontsize=8.5,
-                  color="white" if value > 55 else "black")
+                  fontsize=9.5, color="white" if value > 55 else "black")
     axes.set_xticks(range(len(matrix)), topic["classes"], rotation=45, ha="right")
     axes.set_yticks(range(len(matrix)), topic["classes"])
     axes.grid(False)
     axes.set(xlabel="predicted", ylabel="true", title=f"{network}: percent of each class taken for "
-                                                      f"…")
+                                                      "…")
     notes(figure, f"{topic['data']}, test images; {topic['runs'][0]}"
                   f"{rank(topic['runs'][0], network.lower(), source)}; "
                   f"test accuracy {100 * counts.trace() / counts.sum():.1f} %")
@@ -167,11 +159,11 @@ def filters(figure: Figure, network: str, topic: dict, source: Source) -> None:
     for i, picture in enumerate(pictures):
         y, x = (i // 16) * (size + 1), (i % 16) * (size + 1)
         wall[y:y + size, x:x + size] = picture
-    axes = figure.add_axes((0.01, 0.06, 0.98, 0.86))
+    axes = figure.subplots()
     axes.imshow(wall, interpolation="nearest")
     axes.set_axis_off()
     axes.set_title(f"{network}: the {len(pictures)} filters of the first layer, {size} x {size} "
-                   f"pixels")
-    notes(figure, f"{topic['data']}; "
-                  f"{topic['runs'][0]}{rank(topic['runs'][0], network.lower(), source)}; "
+                   "pixels")
+    notes(figure, f"{topic['data']}; {topic['runs'][0]}"
+                  f"{rank(topic['runs'][0], network.lower(), source)}; "
                   "each filter is stretched to the full range")
