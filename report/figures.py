@@ -14,7 +14,7 @@ from report import arguments, overview, theory_figures
 from report.curves import QUANTITIES, curves, heat_maps
 from report.drawing import nothing, pinned_palette
 from report.findings import findings
-from report.studies import Source, View
+from report.studies import STUDIES, Source, View
 from store.files import make_folder, write_file
 from store.settings import NETWORKS
 
@@ -51,22 +51,20 @@ def catalogue(views: dict[str, View], source: Source) -> dict[str, Callable[[Fig
     """The figures by name, each as a function that draws it."""
     figures: dict[str, Callable[[Figure], None]] = {}
     for name, view in views.items():
-        for split in view.study.splits:
-            for quantity in QUANTITIES:
-                figures[f"{name}_{split}_{quantity}"] = partial(curves, view=view, split=split,
-                                                                quantity=quantity)
+        figures |= {f"{name}_{split}_{quantity}": partial(curves, view=view, split=split,
+                                                          quantity=quantity)
+                    for split in view.study.splits for quantity in QUANTITIES}
         if view.study.is_grid:
             figures[f"{name}_heatmap"] = partial(heat_maps, view=view)
         if name.endswith("learning_rates"):
             figures[name] = partial(theory_figures.learning_rates, view=view)
-    if "dimention" in views:
-        figures["dropout_types"] = partial(overview.dropout_types, view=views["dimention"])
-    if {"MLP_ablation", "CNN_ablation"} <= views.keys():
-        figures["networks"] = partial(overview.networks, views=views)
-    if len(views) > 10:  # all of them
-        figures["claims"] = partial(overview.claims, found=findings(views, source.theory))
-        figures["variance"] = partial(overview.variance, source=source)
-        figures["far"] = partial(overview.far, source=source)
+        if name == "dimention":
+            figures["dropout_types"] = partial(overview.dropout_types, view=view)
+    if views.keys() >= STUDIES.keys():
+        figures |= {"networks": partial(overview.networks, views=views),
+                    "claims": partial(overview.claims, found=findings(views, source.theory)),
+                    "variance": partial(overview.variance, source=source),
+                    "far": partial(overview.far, source=source)}
         figures |= {name: partial(arguments.draw, name=name, views=views)
                     for name in arguments.FIGURES}
     return figures | of_theory(source)
@@ -80,11 +78,10 @@ def of_theory(source: Source) -> dict[str, Callable[[Figure], None]]:
         nothing, title="Shifts", command="python theory.py shifts")
     topics = [(n, topic) for n in NETWORKS for topic in ("bagging", "statistics")]
     for network, topic in [*topics, ("cnn", "confusion"), ("cnn", "filters")]:
-        name = f"{network.upper()}_{topic}"
-        known = source.theory.get(network, {}).get(topic)
-        more = {"source": source} if topic in ("confusion", "filters") else {}
-        figures[name] = partial(getattr(theory_figures, topic), network=network.upper(),
-                                topic=known,
-                                **more) if known else partial(
-            nothing, title=name, command=f"python theory.py {topic} --network {network}")
+        name, known = f"{network.upper()}_{topic}", source.theory.get(network, {}).get(topic)
+        figures[name] = partial(
+            getattr(theory_figures, topic), network=network.upper(), topic=known,
+            **({"source": source} if topic in ("confusion", "filters") else {})
+        ) if known else partial(nothing, title=name,
+                                command=f"python theory.py {topic} --network {network}")
     return figures

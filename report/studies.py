@@ -78,8 +78,7 @@ class Source:
             self.choose(network, [run for run in runs if kind(run) == common])
             self.fingerprint[network] = common[1]
             self.notes += [f"{network}: {count} {variant or 'default'} runs on other data or with "
-                           f"other "
-                           "options are not in the studies"
+                           "other options are not in the studies"
                            for (variant, data), count in kinds.items() if (variant, data) != common]
 
     def choose(self, network: str, runs: list[Run]) -> None:
@@ -135,8 +134,7 @@ def _studies() -> dict[str, Study]:
                   {label: _plain(label) + end for label in labels},
                   splits=("train", "val", "test")),
             Study(f"{name}_ablation", network, "./run_grid.sh ablation", f"{name}, ablation",
-                  epochs,
-                  {f"{base}_{flag}": f"{base}_{flag}{end}" for flag in flags}),
+                  epochs, {f"{base}_{flag}": f"{base}_{flag}{end}" for flag in flags}),
             Study(f"{name}_learning_rates", network, f"python theory.py rates --network {network}",
                   f"{name}: learning rate", 5,
                   {f"{lr}_{norm}": f"{base.replace('0.001', str(lr))}_{norm}_False{end}"
@@ -144,11 +142,9 @@ def _studies() -> dict[str, Study]:
     rates = [f"128_0.001_{p}" for p in DROP_RATES]
     studies += [
         Study("dimention", "cnn", "./run_grid.sh dropout_type",
-              "CNN, dropping values (1d) or maps (2d)",
-              EPOCHS["cnn"],
+              "CNN, dropping values (1d) or maps (2d)", EPOCHS["cnn"],
               {f"{rate}_{type}": f"{_plain(rate)}_{type}" for type in ("1d", "2d")
-               for rate in rates},
-              r"(128_0.001_[\d.]+)_False_False(_[12]d)"),
+               for rate in rates}, r"(128_0.001_[\d.]+)_False_False(_[12]d)"),
         Study("dropout", "cnn", "./run_grid.sh drop_rate", "CNN, drop rate", EPOCHS["cnn"],
               {rate: _plain(rate) + "_2d" for rate in rates},
               r"(128_0.001_[\d.]+)_False_False_2d()"),
@@ -160,31 +156,26 @@ def _studies() -> dict[str, Study]:
 
 def _arguments() -> dict[str, Study]:
     """For what the older report argues and never measured."""
-    base = _plain(BASES["mlp"])
     studies = [
         Study("capacity", "mlp", "./run_grid.sh capacity", "MLP, hidden size", 20,
               {f"{size}_{p}": f"{_plain(f'1024_0.001_{p}')}_hidden{size}"
                for size in HIDDEN_SIZES for p in DROP_RATES}),
         Study("weight_decay", "mlp", "./run_grid.sh weight_decay", "MLP, dropout or weight decay",
-              100,
-              {f"drop_{p}": _plain(f"1024_0.001_{p}") for p in RATES_AGAINST_DECAY}
+              100, {f"drop_{p}": _plain(f"1024_0.001_{p}") for p in RATES_AGAINST_DECAY}
               | {f"decay_{decay}": f"1024_0.001_0.0_False_False_decay{decay}" for decay in DECAYS}),
         Study("data_size", "mlp", "./run_grid.sh data_size", "MLP, number of training images", 40,
-              {f"{n}_{p}": _plain(f"128_0.001_{p}") + (f"_images{n}" if n < TRAIN_IMAGES[-1]
-                                                       else "")
+              {f"{n}_{p}": _plain(f"128_0.001_{p}") + f"_images{n}" * (n < TRAIN_IMAGES[-1])
                for n in TRAIN_IMAGES for p in DROP_RATES[:4]}),
         Study("batch_norm", "mlp", "./run_grid.sh batch_norm",
-              "MLP, batch normalization by batch size",
-              20, {f"{b}_{arm}": f"{b}_0.001_0.2_{without}_False" + "_detached"
-                   * (arm == "detached")
-                   for arm, without in NORMS.items() for b in SMALL_BATCHES})]
+              "MLP, batch normalization by batch size", 20,
+              {f"{b}_{arm}": f"{b}_0.001_0.2_{without}_False" + "_detached" * (arm == "detached")
+               for arm, without in NORMS.items() for b in SMALL_BATCHES})]
     for network in NETWORKS:
         base = _plain(BASES[network]) + "_2d" * (network == "cnn")
         studies.append(Study(
             f"{network.upper()}_shuffled_patches", network, "./run_grid.sh shuffled_patches",
             f"{network.upper()}, shuffled patches", 10,
-            {str(size): base + (f"_patches{size}" if size < PATCHES[0] else "")
-             for size in PATCHES}))
+            {str(size): base + f"_patches{size}" * (size < PATCHES[0]) for size in PATCHES}))
     return {study.name: dataclasses.replace(study, splits=()) for study in studies}
 
 

@@ -274,19 +274,15 @@ def against_published(views: dict[str, View]) -> str:
 
 def how_far(source: Source) -> str:
     picture = figure("far", "The CNN with crops, flips and one cycle")
-    runs = [(summary(run.rows), run) for run in source.of("cnn") if "augment" in run.variant
-            and run.rows]
+    runs = [(run, summary(run.rows)) for run in source.of("cnn")
+            if "augment" in run.variant and run.rows]
     if not runs:
         return f"{picture}\n\n{NOT_YET}"
     table = markdown(["run", "epochs", "data", *(MEASURES[key] for key in SHOWN)],
                      [[f"`{run.name}`", len(run.rows), data_name(run),
                        *(f"{numbers[key]:.{4 * (key != 'best_epoch')}f}" for key in SHOWN)]
-                      for numbers, run in runs])
-    best, run = max(runs, key=lambda pair: pair[0]["val_acc"])
-    flags = " ".join(f"--{key} {run.config.get(key)}"
-                     for key in ("learning_rate", "drop_rate", "num_epochs", "schedule"))
-    return (f"{picture}\n\n{table}\n\nThe one with the best validation accuracy, "
-            f"`python cnn/main.py --augment {flags}`, "
-            f"{'reaches' if best['test_acc'] >= AIM else 'does not reach'} the aim: its test "
-            f"accuracy is {best['test_acc']:.4f}.")
-
+                      for run, numbers in runs])
+    run, best = max(runs, key=lambda pair: pair[1]["val_acc"])
+    reached = "is reached" if best["test_acc"] >= AIM else "is not reached"
+    return (f"{picture}\n\n{table}\n\nThe aim {reached} by the one with the best validation "
+            f"accuracy, `{run.name}`.")

@@ -154,9 +154,9 @@ def statistics(networks: list[nn.Module], data: Data) -> dict:
             for network in networks]
     keys = ("mean", "variance", "mean_theory", "variance_theory", "batch_accuracy",
             "running_accuracy")
+    columns = zip(keys, zip(*each, strict=True), strict=True)
     return {"batch_sizes": sizes, **{key: torch.tensor(values).mean(0).tolist()
-                                     for key, values in zip(keys, zip(*each, strict=True),
-                                                            strict=True)}}
+                                     for key, values in columns}}
 
 
 def distances(network: nn.Module, split: Split,

@@ -141,8 +141,8 @@ def confusion(figure: Figure, network: str, topic: dict, source: Source) -> None
     axes.set_xticks(range(len(matrix)), topic["classes"], rotation=45, ha="right")
     axes.set_yticks(range(len(matrix)), topic["classes"])
     axes.grid(False)
-    axes.set(xlabel="predicted", ylabel="true", title=f"{network}: percent of each class taken for "
-                                                      "…")
+    axes.set(xlabel="predicted", ylabel="true",
+             title=f"{network}: percent of each class taken for …")
     notes(figure, f"{topic['data']}, test images; {topic['runs'][0]}"
                   f"{rank(topic['runs'][0], network.lower(), source)}; "
                   f"test accuracy {100 * counts.trace() / counts.sum():.1f} %")
