@@ -111,7 +111,8 @@ def shuffled_patches(figure: Figure, views: dict[str, View]) -> None:
     axes.set(title="Accuracy when patches change places, alike in training and test",
              xlabel="side of a patch in pixels (32: the whole image)",
              ylabel="validation accuracy (%)")
-    axes.legend()
+    if axes.containers:
+        axes.legend()
 
 
 FIGURES = {"capacity": capacity, "weight_decay": weight_decay, "data_size": data_size,

@@ -161,8 +161,7 @@ class Claims:
         """a − b in validation accuracy over the last quarter; beside it other measures."""
         beside = {"best epoch": "val_acc", "last epoch": "last_val_acc", "test": "quarter_test_acc"}
         return Check(f"validation accuracy, {what}", self.pool.estimate("quarter_val_acc", a, b),
-                     bounds,
-                     beside={} if None in (a, b) else {
+                     bounds, beside={} if None in (a, b) else {
                          name: self.pool.estimate(key, a, b) for name, key in beside.items()})
 
     def training(self, what: str, a: Curve | None, b: Curve | None) -> Check:
@@ -235,9 +234,8 @@ def findings(views: dict[str, View], theory: dict) -> list[Finding]:
     kinds = {kind: {p: views["dimention"].complete(f"128_0.001_{p}_{kind}") for p in DROP_RATES[1:]}
              for kind in ("1d", "2d")}
     sizes = {b: views["batchsize"].complete(f"{b}_0.001_0.0") for b in (512, 1024, 2048, 4096)}
-    peak = max((b for b in (1024, 2048) if sizes[b]),
-               key=lambda b: sizes[b].mean("quarter_val_acc"),
-               default=1024)
+    peak = max((b for b in (1024, 2048) if sizes[b]), default=1024,
+               key=lambda b: sizes[b].mean("quarter_val_acc"))
     same_data = views["MLP_ablation"].fingerprint == views["CNN_ablation"].fingerprint
 
     def overfits(network: str) -> Check:

@@ -5,7 +5,7 @@ import io
 import math
 from pathlib import Path
 
-from report.findings import Check, Finding
+from report.findings import Count, Finding
 from report.studies import Curve, View
 from store.files import make_folder, write_file
 
@@ -48,19 +48,17 @@ def finding_rows(finding: Finding) -> list[list]:
     """The numbers of a claim: by the last quarter, and what stands beside it."""
     rows = []
     for check, p, verdict in finding.decided:
-        beside = check.beside if isinstance(check, Check) else {}
-        estimate = check.estimate
-        counted = not isinstance(check, Check)
-        shown = str(check) if counted else str(estimate or "not run yet")
-        rows.append([check.what, shown, *(beside.get(key, "–") for key in ("best epoch", "test")),
+        estimate, beside = check.estimate, getattr(check, "beside", {})
+        shown = str(check) if isinstance(check, Count) else str(estimate or "not run yet")
+        rows.append([check.what, shown,
+                     *(beside.get(key, "–") for key in ("best epoch", "last epoch", "test")),
                      estimate.n if estimate else "–", estimate.epochs if estimate else "–",
                      "–" if math.isnan(p) else p_text(p).removeprefix("= "), verdict])
     return rows
 
 
-HEADER = ["number", "difference [95 %]", "by the best epoch", "on the test images", "seeds",
-          "epochs",
-          "p (Holm)", "of this"]
+HEADER = ["number", "difference [95 %]", "by the best epoch", "by the last epoch",
+          "on the test images", "seeds", "epochs", "p (Holm)", "of this"]
 
 
 def verdict_table(found: list[Finding]) -> str:

@@ -39,7 +39,7 @@ from report.findings import (
 from report.results import collect, read_results, read_runs, write_theory
 from report.statistics import Estimate, Pool, holm, optimism, p_value, t_quantile
 from report.studies import ARGUMENTS, STUDIES, Curve, Source, View, experiment, read_source, summary
-from report.tables import write_tables
+from report.tables import HEADER, finding_rows, write_tables
 from store.files import UserError, lock
 from store.run import COLUMNS, Run, RunFolder
 from store.settings import Settings
@@ -777,6 +777,22 @@ def test_findings_on_falling_accuracy():
     found = find(fabricate("mlp", all_settings("MLP"), (0, 1, 2), level=falling)
                  + fabricate("cnn", all_settings("dropout"), (0, 1, 2), level=falling))
     assert found[13].verdict == HOLDS and found[14].verdict == FAILS
+
+
+def test_best_epoch_last_epoch_and_test_stand_beside_the_last_quarter():
+    """A network that falls at its end: its last epoch says so, its best one does not."""
+    dropped, falling = "1024_0.001_0.2_False_False", "1024_0.001_0.0_False_False"
+    records = fabricate("mlp", all_settings("MLP_ablation"), (0, 1, 2), epochs=20)
+    for run in records:
+        if run.setting == falling:
+            run.rows[-1]["val_acc"] -= 0.1
+    assert {dropped, falling} <= {run.setting for run in records}
+    [row] = finding_rows(find(records)[7])
+    shown = dict(zip(HEADER, row, strict=True))
+    assert shown["by the last epoch"].mean > 0.09 > 0.02 > abs(shown["by the best epoch"].mean)
+    assert abs(shown["on the test images"].mean) < 0.02
+    # a fifth of the last five epochs
+    assert 0.015 < float(shown["difference [95 %]"].split()[0]) < 0.025
 
 
 def test_findings_on_overfitting():
