@@ -70,17 +70,14 @@ def verdict_table(found: list[Finding]) -> str:
 def write_tables(views: dict[str, View], found: list[Finding], folder: Path) -> list[Path]:
     """Every table as Markdown and CSV; means over the seeds, their deviation in a column _sd."""
     make_folder(folder)
-    studies = {name: list(view.curves.values()) for name, view in views.items()}
-    grids = [curves for name, curves in studies.items() if views[name].study.is_grid]
-    tables = {"best": [curves[0] for curves in grids if curves], **studies}
     paths = []
-    for name, curves in tables.items():
+    for name, view in views.items():
+        curves = list(view.curves.values())
         header = ["network", "setting", "seeds", "epochs", "code",
                   *(f"{key}{end}" for key in MEASURES for end in ("", "_sd"))]
         rows = [[curve.network, curve.label, len(curve.runs), curve.epochs,
-                 " ".join(curve.versions),
-                 *(f"{number:.6g}" for key in MEASURES
-                   for number in (curve.mean(key), curve.deviation(key)))] for curve in curves]
+                 " ".join(curve.versions), *(f"{number:.6g}" for key in MEASURES for number in (
+                     curve.mean(key), curve.deviation(key)))] for curve in curves]
         paths += _write_table(folder / name, curve_table(curves), [header, *rows])
     rows = [[f.number, f.claim, f.verdict, *row] for f in found for row in finding_rows(f)]
     header = ["", "claim", "verdict", *HEADER]
