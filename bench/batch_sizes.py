@@ -24,6 +24,7 @@ import torch
 import cnn.model
 import mlp.model
 from fast import machine
+from fast.processor import processor
 from report.results import write_theory
 from report.studies import BATCH_SIZES
 from store.settings import Settings
@@ -48,7 +49,7 @@ def main() -> None:
         seconds = measure(network, load(network, options.data_dir), batch_sizes, options.rounds,
                           images)
         write_theory(options.output, {network: {"epoch_seconds": {
-            "machine": f"{machine.processor()}, {torch.get_num_threads()} threads, "
+            "machine": f"{processor()}, {torch.get_num_threads()} threads, "
                        f"torch {torch.__version__}, {time.strftime('%Y-%m-%d')}",
             "images": images, "seconds": seconds}}})
         print(network, {n: round(statistics.median(times), 3) for n, times in seconds.items()})

@@ -32,6 +32,7 @@ from torch import nn
 
 from cnn.model import CNN
 from fast.linear import Linear, linear
+from fast.processor import processor
 from fast.side_by_side import SideBySide
 from lab.experiment import SIDE_BY_SIDE
 from load_data import load_cifar_2d, load_cifar_4d
@@ -223,7 +224,7 @@ def main() -> None:
 
     machine.keep_freed_memory()
     flops = gemm_rate()
-    print(f"{os.cpu_count()} cores, {machine.processor()}, {torch.get_num_threads()} threads, "
+    print(f"{os.cpu_count()} cores, {processor()}, {torch.get_num_threads()} threads, "
           f"Python {platform.python_version()}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}; "
           f"matrix product {flops / 1e9:.0f} GFLOP/s; milliseconds: median (quartiles)\n")
     print("| what | this project | compared with | ratio | target |\n|---|---|---|---|---|")
