@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from lab.options import Parser
-from store.files import ROOT, UserError, write_file
+from store.files import ROOT, UserError, one_line, write_file
 
 EPILOG = """\
 Runs need not be finished: a figure is drawn from what is there and says what is missing.
@@ -58,11 +58,14 @@ def main() -> int:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
 
 
-def relocated(text: str, folder: Path, kind: str) -> str:
-    """The text of a document with the links that it needs in `folder`, to figures of that kind."""
+def relocated(text: str, options, figures: list[Path]) -> str:
+    """The text of a document with the links that it needs in --output, to these figures alone."""
+    drawn = {path.stem for path in figures}
+    text = re.sub(r"!\[[^]]*\]\(pics/(\w+)\.\w+\)\n*",
+                  lambda match: match[0] if match[1] in drawn else "", text)
     text = re.sub(r"\]\(([\w/]+\.py|bench/README\.md)",
-                  lambda match: f"]({os.path.relpath(ROOT / match[1], folder)}", text)
-    return re.sub(r"(\]\(pics/\w+)\.(png|svg|pdf)\)", rf"\1.{kind})", text)
+                  lambda match: f"]({os.path.relpath(ROOT / match[1], options.output)}", text)
+    return re.sub(r"(\]\(pics/\w+)\.(png|svg|pdf)\)", rf"\1.{options.format})", text)
 
 
 def draw(options) -> int:
@@ -93,12 +96,12 @@ def draw(options) -> int:
         documents.append("README.md")  # shows the published results alone
     for name in documents:
         text = fill((ROOT / name).read_text(encoding="utf-8"), parts)
-        write_file(options.output / name, relocated(text, options.output, options.format).encode())
+        write_file(options.output / name, relocated(text, options, figures).encode())
     for note in source.notes:
         print(note)
     for view in views.values():
         if not view.curves:
-            print(f"{view.study.name}: no runs yet; {view.study.command} makes them")
+            print(one_line(f"{view.study.name}: no runs yet; {view.study.command} makes them"))
         elif view.missing:
             names = ", ".join(view.missing[:5]) + (", …" if len(view.missing) > 5 else "")
             count = f"{len(view.missing)} of {len(view.settings)}"

@@ -106,7 +106,7 @@ def train_group(group: list[Settings], folders: dict[Settings, RunFolder], optio
             if ends.enter_context(folder.hold()) and is_open(settings, folder):
                 place = f"{places[settings]}/{len(folders)} " if len(folders) > 1 else ""
                 runs.append(ActiveRun(folder, settings, data, device, ends, place, pace))
-                runs[-1].begin(build, chosen_tools(options))
+                runs[-1].begin(build, chosen_tools(options), options.data_dir)
             else:
                 ends.close()
         train(runs)

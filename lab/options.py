@@ -164,7 +164,7 @@ def add_experiment(group, network: str, defaults: dict) -> None:
 def add_place(group) -> None:
     """Where data and runs are, and how to compute."""
     data = group.add_mutually_exclusive_group()
-    data.add_argument("--data_dir", type=FOLDER, default=ROOT / "data", metavar="DIR",
+    data.add_argument("--data_dir", type=FOLDER, metavar="DIR",
                       help="an image folder with train/CLASS/ and test/CLASS/, or CIFAR-10, which "
                            "is downloaded if the folder is empty; default: data/ of this "
                            "repository")

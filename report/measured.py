@@ -22,7 +22,8 @@ def of_topic(source: Source, topic: str, describe) -> str:
                   f"{name}, networks: {', '.join(f'`{run}`' for run in measured['runs'])} "
                   f"({measured['data']}).\n\n"
                   f"{describe(measured)}" if measured else
-                  f"{name}: {NOT_YET} `python theory.py {topic} --network {network}` measures it."]
+                  f"{name}: {NOT_YET} `python theory.py {topic} --network {network}"
+                  f"{source.flag}` measures it."]
     return "\n\n".join(parts)
 
 
@@ -79,7 +80,7 @@ def shifts(source: Source) -> str:
                          len(topic["runs"]), *(f"{accuracy[n]:.1f}" for n in (0, 1, 2, 4, 8))])
     picture = figure("shifts", "Test accuracy when the images move")
     if not rows:
-        return f"{picture}\n\n{NOT_YET} `python theory.py shifts` measures it."
+        return f"{picture}\n\n{NOT_YET} `python theory.py shifts{source.flag}` measures it."
     header = ["", "parameters", "multiplications per image", "networks",
               *(f"test accuracy (%), moved by {n}" for n in (0, 1, 2, 4, 8))]
     return f"{picture}\n\n{markdown(header, rows)}"
@@ -118,11 +119,13 @@ def what_rates_show(view: View, without: bool) -> str:
     return "; ".join([text, *(f"{what} {listed(rates)}" for what, rates in others if rates)]) + "."
 
 
-def confusion(topic: dict | None) -> str:
+def confusion(source: Source) -> str:
+    topic = source.theory.get("cnn", {}).get("confusion")
     pictures = (f"{figure('CNN_confusion', 'Confusion matrix')}\n\n"
                 f"{figure('CNN_filters', 'First-layer filters')}\n\n")
     if not topic:
-        return f"{pictures}{NOT_YET} `python theory.py confusion filters --network cnn` makes them."
+        return (f"{pictures}{NOT_YET} `python theory.py confusion filters --network cnn"
+                f"{source.flag}` makes them.")
     classes, counts = topic["classes"], np.array(topic["confusion"])
     wrong = [(counts[i, j], classes[i], classes[j]) for i, j in np.ndindex(counts.shape) if i != j
              and counts[i, j]]
