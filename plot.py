@@ -20,9 +20,9 @@ from lab.options import Parser
 from store.files import ROOT, UserError, one_line, write_file
 
 EPILOG = """\
-Runs need not be finished: a figure is drawn from what is there and says what is missing.
-With --runs_dir the files take the place of the published ones; --output writes them elsewhere, and
-the same command without --runs_dir brings the published ones back.
+Runs need not be finished: a figure shows those that are there and names the missing ones.
+With --runs_dir the files replace the published ones; the command without it brings them back.
+--output writes elsewhere. results/tables/runs.csv has a row per run.
 
 examples:
   python plot.py                                      the published figures and report
@@ -42,8 +42,8 @@ def main() -> int:
     parser.add_argument("--format", choices=("png", "svg", "pdf"), default="png",
                         help="of the figures, default png")
     parser.add_argument("--output", type=Path, default=ROOT, metavar="DIR",
-                        help="where pics/, results/tables/ and REPORT.md are written; default: "
-                             "this repository")
+                        help="the folder for pics/, results/tables/ and REPORT.md; default: this "
+                             "repository")
     parser.add_argument("--collect", type=Path, metavar="RUNS_DIR",
                         help="first take the finished runs of RUNS_DIR into results/")
     parser.add_argument("--explore", type=Path, metavar="PAGE.html",

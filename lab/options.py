@@ -148,9 +148,8 @@ def add_experiment(group, network: str, defaults: dict) -> None:
     group.add_argument("--augment", action="store_true",
                        help="train on random crops (padding 4) and horizontal flips")
     group.add_argument("--schedule", choices=("constant", "cosine", "onecycle"), default="constant",
-                       help="of the learning rate: constant (default), cosine from its value down "
-                            "to 0, onecycle up from 1/25 of it during the first 30 %% of the steps "
-                            "and then down to 0")
+                       help="of the learning rate: constant (default); cosine, down to 0; onecycle, "
+                            "up from 1/25 in the first 30 %% of the steps, then down to 0")
     group.add_argument("--weight_decay", type=setting("weight_decay"), default=0.0, metavar="X",
                        help="decoupled from the gradient, as in AdamW; default 0")
     group.add_argument("--train_images", type=setting("train_images"), metavar="N",
@@ -166,8 +165,8 @@ def add_place(group) -> None:
     data = group.add_mutually_exclusive_group()
     data.add_argument("--data_dir", type=FOLDER, metavar="DIR",
                       help="an image folder with train/CLASS/ and test/CLASS/, or CIFAR-10, which "
-                           "is downloaded if the folder is empty; default: data/ of this "
-                           "repository")
+                           "an empty folder is filled with; default: data/ of this repository, "
+                           "with --evaluate the run's own")
     data.add_argument("--synthetic", action="store_true",
                       help="a built-in generated data set, for a first look")
     group.add_argument("--runs_dir", type=FOLDER, default=ROOT / "runs", metavar="DIR",
@@ -190,15 +189,14 @@ def add_use(group) -> None:
                         help="print every run's folder, epochs and state, and do nothing")
     either.add_argument("--plan", action="store_true", help=argparse.SUPPRESS)  # for lab/status.py
     either.add_argument("--evaluate", type=RUN, metavar="RUN",
-                        help="print how a run's best weights do on the test set: loss, accuracy, "
-                             "accuracy per class and confusion matrix; RUN is a folder or a run's "
-                             "name; trailing defaults may be omitted. Leaves evaluation.json and "
-                             "mistakes.png, the surest wrong answers, in the run's folder")
+                        help="print test loss, accuracy per class and confusion matrix of a run's "
+                             "best weights. RUN is a folder or a run's name; trailing defaults may "
+                             "be omitted. Its folder gets evaluation.json, and the surest wrong "
+                             "answers as mistakes.png")
     group.add_argument("--predict", nargs="+", type=FILE, metavar="IMAGE",
                        help="with --evaluate RUN: print the three likeliest classes of your own "
-                            "pictures, of any size and kind that Pillow reads; their central "
-                            "square is scaled to 32x32, what is transparent becomes grey. Needs "
-                            "no data set")
+                            "pictures. Pillow reads them; their central square is scaled to 32x32 "
+                            "and transparency becomes grey. Needs no data set")
 
 
 def parse_command_line(network: str, description: str, arguments: list[str] | None = None):

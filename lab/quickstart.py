@@ -1,8 +1,8 @@
 """A first look (`make train`): both networks at their best settings, their results as a picture.
 
-Takes CIFAR-10, downloading it once to data/; without a network connection, and saying so, the
-built-in generated set. The runs land in runs/, the picture in runs/first_look.png. The CNN trains
-for 50 epochs on a GPU, for 3 on a CPU (a few minutes); both go on when asked for more.
+Downloads CIFAR-10 once to data/. Without a network it says so and takes the built-in generated set.
+The runs land in runs/, the picture in runs/first_look.png. The CNN trains for 50 epochs on a GPU,
+for 3 on a CPU (a few minutes); both go on when asked for more.
 """
 
 import argparse

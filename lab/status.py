@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How far the runs of a study are, read from their folders alone: while workers train, and after.
+"""Show the progress of a study's runs, while workers train and after, from their folders alone.
 
     ./run_grid.sh mlp --plan | python lab/status.py            a table, as `--status` prints it
     ./run_grid.sh mlp --plan | python lab/status.py --outcome  what is left; the best settings
