@@ -148,8 +148,8 @@ def add_experiment(group, network: str, defaults: dict) -> None:
     group.add_argument("--augment", action="store_true",
                        help="train on random crops (padding 4) and horizontal flips")
     group.add_argument("--schedule", choices=("constant", "cosine", "onecycle"), default="constant",
-                       help="of the learning rate: constant (default); cosine, down to 0; onecycle, "
-                            "up from 1/25 in the first 30 %% of the steps, then down to 0")
+                       help="of the learning rate: constant (default); cosine, down to 0; "
+                            "onecycle, up from 1/25 in 30 %% of the steps, then down to 0")
     group.add_argument("--weight_decay", type=setting("weight_decay"), default=0.0, metavar="X",
                        help="decoupled from the gradient, as in AdamW; default 0")
     group.add_argument("--train_images", type=setting("train_images"), metavar="N",

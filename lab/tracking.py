@@ -23,6 +23,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 
 from lab.options import Parser
@@ -216,23 +217,20 @@ class Tracking:
 
 def within_limit(work: Callable, *arguments):
     """What `work` returns or raises, or TimeoutError: then it is left to a thread of its own."""
-    outcome: list = []
+    outcome: Future = Future()
 
     def call() -> None:
         try:
-            outcome.append((work(*arguments), None))
+            outcome.set_result(work(*arguments))
         except BaseException as error:
-            outcome.append((None, error))
+            outcome.set_exception(error)
 
     thread = threading.Thread(target=call, daemon=True)  # so that it cannot keep the process
     thread.start()
     thread.join(LONGEST_CALL)
-    if not outcome:
+    if not outcome.done():
         raise TimeoutError(f"no answer within {LONGEST_CALL:g} seconds")
-    result, error = outcome[0]
-    if error is not None:
-        raise error
-    return result
+    return outcome.result()
 
 
 def export(folder: RunFolder, tools: list[type]) -> bool:
