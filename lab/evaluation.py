@@ -209,8 +209,8 @@ def draw_mistakes(path: Path, test: Split, probabilities: Tensor, classes: list[
 
     images, labels = test
     confidence, answers = probabilities.max(1)
-    order = confidence.where(answers != labels, -1).argsort(descending=True)[:MISTAKES]
-    order = order[answers[order] != labels[order]]
+    wrong = (answers != labels).nonzero().flatten()
+    order = wrong[confidence[wrong].argsort(descending=True)[:MISTAKES]]
     if not len(order):
         path.unlink(missing_ok=True)
         return 0

@@ -67,13 +67,9 @@ def name_of_file(text: str) -> str:
     return text
 
 
-def path(text: str) -> Path:
-    return Path(name_of_file(text))
-
-
-FILE = number(path, "the name of a file", lambda path: True)
+FILE = number(lambda text: Path(name_of_file(text)), "the name of a file", lambda path: True)
 RUN = number(name_of_file, "the folder or the name of a run", lambda name: True)
-FOLDER = number(path, "a folder, or where one can be made",
+FOLDER = number(lambda text: Path(name_of_file(text)), "a folder, or where one can be made",
                 lambda path: path.is_dir() or not os.path.lexists(path))
 
 
@@ -128,36 +124,34 @@ def add_experiment(group, network: str, defaults: dict) -> None:
         group.add_argument(f"--{name}", type=setting(name), default=[default], nargs="+",
                            metavar="X", help=f"{text}, default {default}")
 
+    def one(name: str, default, text: str) -> None:
+        group.add_argument(f"--{name}", type=setting(name), default=default, metavar="N", help=text)
+
+    def switch(name: str, text: str) -> None:
+        group.add_argument(f"--{name}", action="store_true", help=text)
+
     several("batch_size", defaults["batch_size"], "images per step")
     several("learning_rate", defaults["learning_rate"], "of Adam")
     several("drop_rate", defaults["drop_rate"], "probability of dropping a value (or map)")
     several("seed", 0, "of all random numbers")
     epochs = defaults["num_epochs"]
-    group.add_argument("--num_epochs", type=setting("num_epochs"), default=epochs, metavar="N",
-                       help=f"passes over the training set, default {epochs}; a finished "
-                            "run that is asked for more goes on")
-    group.add_argument("--without_BatchNorm", action="store_true",
-                       help="leave batch normalization out")
-    group.add_argument("--without_dropout", action="store_true", help="leave dropout out")
+    one("num_epochs", epochs, f"passes over the training set, default {epochs}; a finished run "
+                              "that is asked for more goes on")
+    switch("without_BatchNorm", "leave batch normalization out")
+    switch("without_dropout", "leave dropout out")
     if network == "cnn":
         group.add_argument("--dropout_type", choices=("1d", "2d"), default="2d",
                            help="1d drops single activations, 2d (default) whole feature maps")
     else:
-        group.add_argument("--hidden_size", type=setting("hidden_size"), default=100, metavar="N",
-                           help="units of the hidden layer, default 100")
-    group.add_argument("--augment", action="store_true",
-                       help="train on random crops (padding 4) and horizontal flips")
+        one("hidden_size", 100, "units of the hidden layer, default 100")
+    switch("augment", "train on random crops (padding 4) and horizontal flips")
     group.add_argument("--schedule", choices=("constant", "cosine", "onecycle"), default="constant",
                        help="of the learning rate: constant (default); cosine, down to 0; "
                             "onecycle, up from 1/25 in 30 %% of the steps, then down to 0")
-    group.add_argument("--weight_decay", type=setting("weight_decay"), default=0.0, metavar="X",
-                       help="decoupled from the gradient, as in AdamW; default 0")
-    group.add_argument("--train_images", type=setting("train_images"), metavar="N",
-                       help="train on the first N images; default: all")
-    group.add_argument("--detach_statistics", action="store_true",
-                       help="no gradient through the batch's mean and variance")
-    group.add_argument("--shuffled_patches", type=setting("shuffled_patches"), metavar="N",
-                       help="patches of N x N pixels change places, in all images alike")
+    one("weight_decay", 0.0, "decoupled from the gradient, as in AdamW; default 0")
+    one("train_images", None, "train on the first N images; default: all")
+    switch("detach_statistics", "no gradient through the batch's mean and variance")
+    one("shuffled_patches", None, "patches of N x N pixels change places, in all images alike")
 
 
 def add_place(group) -> None:
