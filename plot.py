@@ -13,6 +13,7 @@ if __name__ == "__main__":
 
 import argparse
 import re
+import shlex
 import time
 from pathlib import Path
 
@@ -59,13 +60,21 @@ def main() -> int:
 
 
 def relocated(text: str, options, figures: list[Path]) -> str:
-    """The text of a document with the links that it needs in --output, to these figures alone."""
+    """The text of a document as it is right in --output: links, figures and commands."""
     drawn = {path.stem for path in figures}
     text = re.sub(r"!\[[^]]*\]\(pics/(\w+)\.\w+\)\n*",
                   lambda match: match[0] if match[1] in drawn else "", text)
+    text = re.sub(r"<details><summary>.*</summary>\s*</details>\n*", "", text)
+    text = re.sub(r"`((\./run_grid\.sh|python theory\.py) [^`\n]*)`",
+                  lambda match: f"`{match[1]}{place_of(options)}`", text)
     text = re.sub(r"\]\(([\w/]+\.py|bench/README\.md)",
                   lambda match: f"]({os.path.relpath(ROOT / match[1], options.output)}", text)
     return re.sub(r"(\]\(pics/\w+)\.(png|svg|pdf)\)", rf"\1.{options.format})", text)
+
+
+def place_of(options) -> str:
+    """The flag for commands that make more runs beside the user's own."""
+    return f" --runs_dir {shlex.quote(str(options.runs_dir))}" if options.runs_dir else ""
 
 
 def draw(options) -> int:
@@ -101,7 +110,8 @@ def draw(options) -> int:
         print(note)
     for view in views.values():
         if not view.curves:
-            print(one_line(f"{view.study.name}: no runs yet; {view.study.command} makes them"))
+            command = view.study.command + place_of(options)
+            print(one_line(f"{view.study.name}: no runs yet; {command} makes them"))
         elif view.missing:
             names = ", ".join(view.missing[:5]) + (", …" if len(view.missing) > 5 else "")
             count = f"{len(view.missing)} of {len(view.settings)}"

@@ -18,6 +18,7 @@ from report.drawing import (
     line,
     log_axis,
     notes,
+    nothing,
     pair,
     scale,
     title_of,
@@ -125,8 +126,8 @@ def shuffled_patches(figure: Figure, views: dict[str, View]) -> None:
 def draw(figure: Figure, name: str, views: dict[str, View]) -> None:
     view = views[name if name in views else "CNN_shuffled_patches"]
     if not any(views[each].curves for each in views if each.endswith(name)):
-        return
-    if name == "shuffled_patches":
+        nothing(figure, view.study.title, view.study.command)
+    elif name == "shuffled_patches":
         shuffled_patches(figure, views)
         notes(figure, *(line for each in ("MLP", "CNN")
                         for line in footer(views[f"{each}_{name}"])))

@@ -13,6 +13,7 @@ from report.drawing import (
     footer,
     label_ends,
     notes,
+    nothing,
     scale,
     title_of,
 )
@@ -31,6 +32,7 @@ def curves(figure: Figure, view: View, split: str, quantity: str) -> None:
     what, unit, factor = QUANTITIES[quantity]
     title = f"{view.study.title}: {SPLITS[split]} {what}"
     if not view.curves:
+        nothing(figure, title, view.study.command)
         return
     grid = view.study.is_grid
     shown = list(view.curves.values())[:SHOWN]
@@ -132,6 +134,7 @@ def heat_maps(figure: Figure, view: View) -> None:
     title = title_of(view, f"{view.study.title}: best validation accuracy (%)")
     done = {label: curve for label in view.curves if (curve := view.complete(label))}
     if not done:
+        nothing(figure, title, view.study.command)
         return
     sizes = BATCH_SIZES[view.study.network]
     accuracy = {label: 100 * curve.mean("val_acc") for label, curve in done.items()}

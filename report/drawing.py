@@ -50,6 +50,11 @@ def pinned_palette() -> Image.Image:
     return palette
 
 
+def nothing(figure: Figure, title: str, command: str) -> None:
+    figure.text(0.5, 0.5, f"{title}\n\nno runs yet; {command} makes them", ha="center", va="center",
+                color="#555555")
+
+
 def notes(figure: Figure, *lines: str) -> None:
     """Small print below the axes."""
     width = int(15.6 * figure.get_figwidth())

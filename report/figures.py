@@ -12,7 +12,7 @@ from PIL import Image
 
 from report import arguments, overview, theory_figures
 from report.curves import QUANTITIES, curves, heat_maps
-from report.drawing import pinned_palette
+from report.drawing import nothing, pinned_palette
 from report.findings import findings
 from report.studies import Source, View
 from store.files import make_folder, write_file
@@ -32,7 +32,7 @@ def draw_all(views: dict[str, View], source: Source, folder: Path, kind: str = "
         figure.clear()
         figure.set_size_inches(8.4, 4.8)
         draw(figure)
-        if not figure.axes:  # no runs yet
+        if not any(axes.has_data() for axes in figure.axes):
             continue
         picture = io.BytesIO()
         if kind == "png":
@@ -75,17 +75,18 @@ def catalogue(views: dict[str, View], source: Source) -> dict[str, Callable[[Fig
 
 
 def of_theory(source: Source) -> dict[str, Callable[[Figure], None]]:
-    """Those of what theory.py has measured."""
     figures: dict[str, Callable[[Figure], None]] = {}
     moved = {n: source.theory[n]["shifts"] for n in NETWORKS
              if "shifts" in source.theory.get(n, {})}
-    if moved:
-        figures["shifts"] = partial(theory_figures.shifts, topics=moved)
+    figures["shifts"] = partial(theory_figures.shifts, topics=moved) if moved else partial(
+        nothing, title="Shifts", command="python theory.py shifts")
     topics = [(n, topic) for n in NETWORKS for topic in ("bagging", "statistics")]
     for network, topic in [*topics, ("cnn", "confusion"), ("cnn", "filters")]:
-        if known := source.theory.get(network, {}).get(topic):
-            more = {"source": source} if topic in ("confusion", "filters") else {}
-            name = network.upper()
-            figures[f"{name}_{topic}"] = partial(getattr(theory_figures, topic), network=name,
-                                                 topic=known, **more)
+        name = f"{network.upper()}_{topic}"
+        known = source.theory.get(network, {}).get(topic)
+        more = {"source": source} if topic in ("confusion", "filters") else {}
+        figures[name] = partial(getattr(theory_figures, topic), network=network.upper(),
+                                topic=known,
+                                **more) if known else partial(
+            nothing, title=name, command=f"python theory.py {topic} --network {network}")
     return figures

@@ -22,8 +22,7 @@ def of_topic(source: Source, topic: str, describe) -> str:
                   f"{name}, networks: {', '.join(f'`{run}`' for run in measured['runs'])} "
                   f"({measured['data']}).\n\n"
                   f"{describe(measured)}" if measured else
-                  f"{name}: {NOT_YET} `python theory.py {topic} --network {network}"
-                  f"{source.flag}` measures it."]
+                  f"{name}: {NOT_YET} `python theory.py {topic} --network {network}` measures it."]
     return "\n\n".join(parts)
 
 
@@ -80,7 +79,7 @@ def shifts(source: Source) -> str:
                          len(topic["runs"]), *(f"{accuracy[n]:.1f}" for n in (0, 1, 2, 4, 8))])
     picture = figure("shifts", "Test accuracy when the images move")
     if not rows:
-        return f"{picture}\n\n{NOT_YET} `python theory.py shifts{source.flag}` measures it."
+        return f"{picture}\n\n{NOT_YET} `python theory.py shifts` measures it."
     header = ["", "parameters", "multiplications per image", "networks",
               *(f"test accuracy (%), moved by {n}" for n in (0, 1, 2, 4, 8))]
     return f"{picture}\n\n{markdown(header, rows)}"
@@ -119,13 +118,11 @@ def what_rates_show(view: View, without: bool) -> str:
     return "; ".join([text, *(f"{what} {listed(rates)}" for what, rates in others if rates)]) + "."
 
 
-def confusion(source: Source) -> str:
-    topic = source.theory.get("cnn", {}).get("confusion")
+def confusion(topic: dict | None) -> str:
     pictures = (f"{figure('CNN_confusion', 'Confusion matrix')}\n\n"
                 f"{figure('CNN_filters', 'First-layer filters')}\n\n")
     if not topic:
-        return (f"{pictures}{NOT_YET} `python theory.py confusion filters --network cnn"
-                f"{source.flag}` makes them.")
+        return f"{pictures}{NOT_YET} `python theory.py confusion filters --network cnn` makes them."
     classes, counts = topic["classes"], np.array(topic["confusion"])
     wrong = [(counts[i, j], classes[i], classes[j]) for i, j in np.ndindex(counts.shape) if i != j
              and counts[i, j]]

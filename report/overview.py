@@ -16,6 +16,7 @@ from report.drawing import (
     legend_below,
     line,
     notes,
+    nothing,
     pair,
     scale,
 )
@@ -32,6 +33,7 @@ def claims(figure: Figure, found: list[Finding]) -> None:
     rows = [(finding, check, verdict) for finding in found for check, _, verdict in finding.decided
             if isinstance(check, Check) and check.estimate and not math.isnan(check.estimate.half)]
     if not rows:
+        nothing(figure, "The claims", "./run_grid.sh all")
         return
     figure.set_size_inches(8.4, max(4.0, 1.5 + 0.2 * len(rows)))
     height = figure.get_figheight()
@@ -68,6 +70,7 @@ def variance(figure: Figure, views: dict[str, View]) -> None:
     grids = {name: grid for name in ("MLP", "CNN")
              if (grid := grid_values(views[name])) is not None}
     if not grids:
+        nothing(figure, "What decides a grid", "./run_grid.sh mlp cnn")
         return
     lower = 0.2
     for (name, values), left in zip(grids.items(), (0.2, 0.68), strict=False):
@@ -121,7 +124,7 @@ def networks(figure: Figure, views: dict[str, View]) -> None:
                 axes.plot(np.arange(1, len(mean) + 1), mean, color=colour, ls=dash, lw=1.8)
                 names.append(f"{name}, {text}")
     if not names:
-        figure.clear()
+        nothing(figure, "The CNN beside the MLP", "./run_grid.sh ablation")
         return
     axes.set(xlabel="epoch", ylabel="accuracy (%)", title="The CNN beside the MLP, at their "
                                                           "defaults")
@@ -135,6 +138,7 @@ def networks(figure: Figure, views: dict[str, View]) -> None:
 def dropout_types(figure: Figure, view: View) -> None:
     """Accuracy over the drop rate, dropping values or maps."""
     if not view.curves:
+        nothing(figure, view.study.title, view.study.command)
         return
     for axes, key, split in zip(pair(figure), ("quarter_val_acc", "quarter_train_acc"),
                                 ("validation", "training"), strict=True):
@@ -157,6 +161,7 @@ def far(figure: Figure, source: Source) -> None:
     """The CNN with crops, flips and a schedule: accuracy over the epochs."""
     runs = [run for run in source.of("cnn") if run.settings and run.settings.augment and run.rows]
     if not runs:
+        nothing(figure, "How far the CNN goes", "python cnn/main.py --augment --schedule onecycle")
         return
     axes = figure.add_axes((0.078, 0.2, 0.66, 0.72))
     names = []

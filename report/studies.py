@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import re
-import shlex
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -64,7 +63,6 @@ class Source:
     def __init__(self, records: list[Run], theory: dict | None = None):
         self.records = [run for run in records if run.rows or run.failure]
         self.theory = theory or {}
-        self.flag = ""  # --runs_dir, for the commands that make more runs
         self.chosen: dict[str, dict[str, dict[int, Run]]] = {network: {} for network in NETWORKS}
         self.data: dict[str, str] = {}
         self.fingerprint: dict[str, str] = {}
@@ -260,7 +258,7 @@ class View:
     """
 
     def __init__(self, study: Study, source: Source):
-        self.study = dataclasses.replace(study, command=study.command + source.flag)
+        self.study = study
         self.data = source.data.get(study.network, "")
         self.fingerprint = source.fingerprint.get(study.network, "")
         self.classes = source.classes.get(study.network, 10)
@@ -357,8 +355,8 @@ def read_source(runs_dir: Path | None, results: Path = RESULTS) -> Source:
     place = runs_dir or results
     theory = read_object(place / "theory.json")
     source = Source(read_runs(place) if runs_dir else read_results(place), theory)
-    source.flag = f" --runs_dir {shlex.quote(str(place))}" if runs_dir else ""
     if not any(run.rows for run in source.records):
         found = f"no runs in {place}" if place.is_dir() else f"there is no folder {place}"
-        raise UserError(f"{found}; ./run_grid.sh all{source.flag} makes them")
+        flag = f" --runs_dir {place}" if runs_dir else ""
+        raise UserError(f"{found}; ./run_grid.sh all{flag} makes them")
     return source

@@ -59,7 +59,7 @@ def blocks(views: dict[str, View], source: Source) -> dict[str, str]:
              "bagging": measured.of_topic(source, "bagging", measured.bagging),
              "statistics": measured.of_topic(source, "statistics", measured.statistics),
              "shifts": measured.shifts(source),
-             "confusion": measured.confusion(source)}
+             "confusion": measured.confusion(source.theory.get("cnn", {}).get("confusion"))}
     parts |= {name: study(views[name], found, claims) for name in CLAIMS}
     parts |= {name: argument(name, views, claims) for name in arguments.FIGURES}
     return parts | {name: quote("layers/modules.py", name) for name in CODE}
@@ -171,8 +171,6 @@ def spread(claims: Claims) -> str:
 def study(view: View, found: list[Finding], claims: Claims) -> str:
     """A study's figures, what they show, and what that makes of the older report's claims."""
     name, curves = view.study.name, list(view.curves.values())
-    if not curves:
-        return f"{NOT_YET} `{view.study.command}` makes the runs."
     pictures = {split: [figure(f"{name}_{split}_{quantity}",
                                f"{view.study.title}: {SPLITS[split]} {long}")
                         for quantity, long in (("acc", "accuracy"), ("loss", "loss"))]
@@ -188,6 +186,8 @@ def study(view: View, found: list[Finding], claims: Claims) -> str:
         parts.append(figure("dropout_types", "Accuracy over the drop rate"))
     if name == "CNN_ablation":
         parts.append(figure("networks", "The CNN beside the MLP"))
+    if not curves:
+        return "\n\n".join([f"{NOT_YET} `{view.study.command}` makes the runs.", *parts])
     limit = (f"; {len(view.missing)} of {len(view.settings)} settings are missing or unfinished"
              if view.missing else "")
     made = f"; {view.origin}" * (not view.is_of_one)
@@ -223,7 +223,7 @@ def argument(name: str, views: dict[str, View], claims: Claims) -> str:
     own = [view for key, view in views.items() if key.endswith(name)]
     parts = [figure(name, own[0].study.title)]
     if not any(view.curves for view in own):
-        return f"{NOT_YET} `{own[0].study.command}` makes the runs."
+        return f"{parts[0]}\n\n{NOT_YET} `{own[0].study.command}` makes the runs."
     for view in own:
         missing = (f"; {len(view.missing)} of {len(view.settings)} settings are missing or "
                    f"unfinished: "

@@ -11,6 +11,7 @@ from report.drawing import (
     legend_below,
     log_axis,
     notes,
+    nothing,
     pair,
     plain_ticks,
 )
@@ -22,6 +23,7 @@ TRAIN_IMAGES = 40_000  # that batches are drawn from
 def learning_rates(figure: Figure, view: View) -> None:
     """What a few epochs reach over the learning rate, with and without batch normalization."""
     if not view.failed and not any(view.complete(label) for label in view.curves):
+        nothing(figure, view.study.title, view.study.command)
         return
     for axes, key, factor in zip(pair(figure), ("val_acc", "val_loss"), (100, 1), strict=True):
         for without, colour, marker, dash in ((False, BLUE, "o", "-"), (True, ORANGE, "s", "--")):
