@@ -13,16 +13,17 @@ if __name__ == "__main__":
 
 import argparse
 import re
+import shlex
 import time
 from pathlib import Path
 
 from lab.options import Parser
-from store.files import ROOT, UserError, write_file
+from store.files import ROOT, UserError, one_line, write_file
 
 EPILOG = """\
-Runs need not be finished: a figure is drawn from what is there and says what is missing.
-With --runs_dir the files take the place of the published ones; --output writes them elsewhere, and
-the same command without --runs_dir brings the published ones back.
+Runs need not be finished: a figure shows those that are there and names the missing ones.
+With --runs_dir the files replace the published ones; the command without it brings them back.
+--output writes elsewhere. results/tables/runs.csv has a row per run.
 
 examples:
   python plot.py                                      the published figures and report
@@ -42,8 +43,8 @@ def main() -> int:
     parser.add_argument("--format", choices=("png", "svg", "pdf"), default="png",
                         help="of the figures, default png")
     parser.add_argument("--output", type=Path, default=ROOT, metavar="DIR",
-                        help="where pics/, results/tables/ and REPORT.md are written; default: "
-                             "this repository")
+                        help="the folder for pics/, results/tables/ and REPORT.md; default: this "
+                             "repository")
     parser.add_argument("--collect", type=Path, metavar="RUNS_DIR",
                         help="first take the finished runs of RUNS_DIR into results/")
     parser.add_argument("--explore", type=Path, metavar="PAGE.html",
@@ -58,11 +59,22 @@ def main() -> int:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
 
 
-def relocated(text: str, folder: Path, kind: str) -> str:
-    """The text of a document with the links that it needs in `folder`, to figures of that kind."""
+def relocated(text: str, options, figures: list[Path]) -> str:
+    """The text of a document as it is right in --output: links, figures and commands."""
+    drawn = {path.stem for path in figures}
+    text = re.sub(r"!\[[^]]*\]\(pics/(\w+)\.\w+\)\n*",
+                  lambda match: match[0] if match[1] in drawn else "", text)
+    text = re.sub(r"<details><summary>.*</summary>\s*</details>\n*", "", text)
+    text = re.sub(r"`((\./run_grid\.sh|python theory\.py) [^`\n]*)`",
+                  lambda match: f"`{match[1]}{place_of(options)}`", text)
     text = re.sub(r"\]\(([\w/]+\.py|bench/README\.md)",
-                  lambda match: f"]({os.path.relpath(ROOT / match[1], folder)}", text)
-    return re.sub(r"(\]\(pics/\w+)\.(png|svg|pdf)\)", rf"\1.{kind})", text)
+                  lambda match: f"]({os.path.relpath(ROOT / match[1], options.output)}", text)
+    return re.sub(r"(\]\(pics/\w+)\.(png|svg|pdf)\)", rf"\1.{options.format})", text)
+
+
+def place_of(options) -> str:
+    """The flag for commands that make more runs beside the user's own."""
+    return f" --runs_dir {shlex.quote(str(options.runs_dir))}" if options.runs_dir else ""
 
 
 def draw(options) -> int:
@@ -94,12 +106,13 @@ def draw(options) -> int:
         documents.append("README.md")  # shows the published results alone
     for name in documents:
         text = fill((ROOT / name).read_text(encoding="utf-8"), parts)
-        write_file(options.output / name, relocated(text, options.output, options.format).encode())
+        write_file(options.output / name, relocated(text, options, figures).encode())
     for note in source.notes:
         print(note)
     for view in views.values():
         if not view.curves:
-            print(f"{view.study.name}: no runs yet; {view.study.command} makes them")
+            command = view.study.command + place_of(options)
+            print(one_line(f"{view.study.name}: no runs yet; {command} makes them"))
         elif view.missing:
             names = ", ".join(view.missing[:5]) + (", …" if len(view.missing) > 5 else "")
             count = f"{len(view.missing)} of {len(view.settings)}"

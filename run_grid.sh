@@ -50,11 +50,11 @@ and, for the arguments of the report, with the MLP (see REPORT.md):
   -j N          N workers (default 1), which share the runs, the cores and the GPUs
   --dry-run     print the runs, and do nothing
   --status      print how far each run is
-  others        go to main.py, e.g. --num_epochs 2 --seed 0 1 2 --data_dir DIR --retry
-                (cnn/main.py --help); a flag that one network lacks, to studies of the other alone
+  others        go to main.py, e.g. --num_epochs 2 --seed 0 1 2 --data_dir DIR --retry; see
+                cnn/main.py --help. A flag that one network lacks fits studies of the other alone
 
-Runs land in runs/, or --runs_dir; what the workers print, in logs/ there. Ctrl-C ends all workers;
-the same call goes on where they were, and another call beside it adds workers. PYTHON=… picks the
+Runs land in --runs_dir (default runs/), the workers' output in logs/ there. Ctrl-C ends all workers.
+The same call goes on where they were; another call beside it adds workers. PYTHON=… picks the
 interpreter, by default that of .venv if there is one.
 Exit code: 0 all finished, 1 some failed or are not finished, 2 something for you to mend, 130
 stopped by Ctrl-C.

@@ -5,7 +5,7 @@
     statistics   how far a batch's mean and variance lie from the training set's; use of them
     shifts       test accuracy when all images are moved by 0 to 8 pixels
     rates        nine learning rates from 0.0001 to 1, with and without BatchNorm: 18 short runs
-    confusion    what the CNN with the best validation accuracy takes for what
+    confusion    which classes the CNN of the best validation accuracy confuses
     filters      its first layer
 
 The numbers land in RUNS_DIR/theory.json, the runs of `rates` among the others; plot.py draws both.

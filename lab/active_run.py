@@ -4,6 +4,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 
 import torch
 
@@ -22,14 +23,15 @@ from store.trained import Build, is_out_of_memory
 from training import Diverged, Trainer
 
 
-def describe(settings: Settings, data: Data, device: torch.device) -> dict:
+def describe(settings: Settings, data: Data, device: torch.device, data_dir: Path | None) -> dict:
     """config.json: every setting, and what else the numbers depend on."""
     splits = {"train": data.train, "val": data.val, "test": data.test}
     return {
         **vars(settings),
         "data": {"source": data.source, "fingerprint": data.fingerprint,
                  "classes": list(data.classes),
-                 "images": {name: len(split.labels) for name, split in splits.items()}},
+                 "images": {name: len(split.labels) for name, split in splits.items()},
+                 **({"folder": str(data_dir.resolve())} if data_dir else {})},
         "device": torch.cuda.get_device_name() if device.type == "cuda" else device.type,
         "processor": processor(),
         "threads": torch.get_num_threads(),
@@ -70,9 +72,9 @@ class ActiveRun:
         self.saved = len(folder.metrics())  # epochs
         self.failed = False
 
-    def begin(self, build: Build, tools: list[type]) -> None:
+    def begin(self, build: Build, tools: list[type], data_dir: Path | None = None) -> None:
         """Take up the last checkpoint, or start."""
-        config = describe(self.settings, self.data, self.device)
+        config = describe(self.settings, self.data, self.device, data_dir)
         self.progress = Progress(self.settings, self.place, self.pace)
         self.ends.callback(self.progress.close)
         self.folder.start(config)

@@ -24,11 +24,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lab.table import columns
 from load_data import DATA_DIR, Data, Split
 from store.files import UserError, one_line, write_file, write_json
 from store.images import evaluation_batches, prepared
 from store.pictures import read_picture
-from store.run import RunFolder
+from store.run import Run, RunFolder
 from store.settings import Settings
 from store.trained import (
     Build,
@@ -40,7 +41,7 @@ from store.trained import (
 )
 from training import answer
 
-WIDTH = 100  # columns of the table
+WIDTH = 100  # of the table, at most
 MISTAKES = 32  # pictures in mistakes.png
 LIKELIEST = 3  # classes printed for a picture
 Load = Callable[[Path, bool], Data]
@@ -52,13 +53,22 @@ def evaluate_run(options, build: Build, load: Load, device: torch.device) -> int
     trained = read_trained(folder, options.network, build)
     if options.predict:
         return predict(trained, options.predict, build)
-    synthetic = (options.synthetic
-                 or trained.settings.synthetic and options.data_dir == DATA_DIR)
-    if (trained.run.data["source"] == "image folder" and not synthetic
-            and not (options.data_dir / "train").exists()):
-        raise UserError(f"{folder.name} was trained on an image folder; name it with --data_dir")
-    evaluate(trained, load(options.data_dir, synthetic), build, device)
+    synthetic = options.synthetic or trained.settings.synthetic and options.data_dir is None
+    data_dir = None if synthetic else options.data_dir or its_data_dir(trained.run)
+    evaluate(trained, load(data_dir, synthetic), build, device)
     return 0
+
+
+def its_data_dir(run: Run) -> Path | None:
+    """The folder that --data_dir named when the run was trained; None for the default one."""
+    named, images = run.data.get("folder"), run.data["source"] == "image folder"
+    if not (named or images):
+        return None
+    folder = Path(str(named or DATA_DIR))
+    if not (folder / "train" if images else folder).exists():
+        raise UserError(f"{run.name} was trained on {'an image folder' if images else 'data'} that "
+                        f"is not in {folder}; name the folder with --data_dir")
+    return folder
 
 
 # The run
@@ -143,36 +153,39 @@ def print_evaluation(trained: Trained, data: Data, summary: dict, own: bool) -> 
     for name, key in (("loss", "test_loss"), ("accuracy", "test_acc")):
         recorded = f"   (the run recorded {best[key]:.4f})" if own else ""
         print(f"{name:8}  {summary[name]:.4f}{recorded}")
-    print("\n" + table(summary))
+    print("\n" + table(summary, min(WIDTH, columns())))
 
 
-def table(summary: dict) -> str:
-    """Accuracy per class and the confusion matrix, in at most WIDTH columns; `.` stands for none.
+def table(summary: dict, width: int) -> str:
+    """Accuracy per class and the confusion matrix, in at most `width` columns; `.` stands for none.
 
-    With more classes than have room, the most frequent confusions take the matrix' place.
+    Where names have no room above the matrix it counts the classes; where the matrix itself has
+    none, the most frequent confusions take its place.
     """
     classes, confusion = [one_line(name) for name in summary["classes"]], summary["confusion"]
-    name_width = min(16, max(map(len, classes)))
-    left = name_width + len("  accuracy  ")
-    digits = len(str(max(map(max, confusion))))
-    cell = min(max(map(len, classes)) + 1, (WIDTH - left) // len(classes))
-    lines = []
-    if matrix := cell > max(digits, 3):
-        lines.append(" " * left + " taken for")
-    lines.append(f"{'class':{name_width}}  accuracy  "
-                 + "".join(f"{name[:cell - 1]:>{cell}}" for name in classes if matrix))
-    for name, accuracy, counts in zip(classes, summary["per_class"], confusion, strict=True):
-        cells = "".join(f"{count or '.':>{cell}}" for count in counts if matrix)
-        lines.append(f"{name[:name_width]:{name_width}}  {accuracy:8.4f}  {cells}".rstrip())
-    if not matrix:
-        lines += ["", "most frequent confusions", *frequent(classes, confusion, name_width)]
+    digits = max(len(str(max(map(max, confusion)))), 3)
+    numbers = [str(i) for i in range(len(classes))]
+    numbered = [f"{i:>{len(numbers[-1])}} {name}" for i, name in enumerate(classes)]
+    for titles, names in ((classes, classes), (numbers, numbered), ([], classes)):
+        left = max(5, *map(len, names))
+        cells = [max(len(title), digits) + 1 for title in titles]
+        if left + len("  0.0000") + sum(cells) <= width:
+            break
+    above = "".join(f"{title:>{cell}}" for title, cell in zip(titles, cells, strict=True))
+    lines = [" " * (left + 9) + "taken for"] * bool(titles)
+    lines.append(f"{'class':{left}}     acc{above}".rstrip())
+    for name, accuracy, counts in zip(names, summary["per_class"], confusion, strict=True):
+        row = "".join(f"{count or '.':>{cell}}" for count, cell in zip(counts, cells, strict=False))
+        lines.append(f"{name:{left}}  {accuracy:.4f}{row}".rstrip())
+    if not titles:
+        lines += ["", "most frequent confusions", *frequent(classes, confusion, left)]
     return "\n".join(lines)
 
 
 def frequent(classes: list[str], confusion: list[list[int]], width: int, limit: int = 10) -> list:
     pairs = [(count, i, j) for i, row in enumerate(confusion) for j, count in enumerate(row)
              if count and i != j]
-    return [f"{count:6}  {classes[i][:width]:{width}} taken for {classes[j][:width]}"
+    return [f"{count:6}  {classes[i]:{width}} taken for {classes[j]}"
             for count, i, j in sorted(pairs, key=lambda pair: (-pair[0], pair[1:]))[:limit]]
 
 
@@ -196,17 +209,16 @@ def draw_mistakes(path: Path, test: Split, probabilities: Tensor, classes: list[
 
     images, labels = test
     confidence, answers = probabilities.max(1)
-    order = confidence.where(answers != labels, -1).argsort(descending=True)[:MISTAKES]
-    order = order[answers[order] != labels[order]]
+    wrong = (answers != labels).nonzero().flatten()
+    order = wrong[confidence[wrong].argsort(descending=True)[:MISTAKES]]
     if not len(order):
         path.unlink(missing_ok=True)
         return 0
-    columns = 8
-    rows = -(-len(order) // columns)
-    figure = Figure(figsize=(1.3 * columns, 1.6 * rows + 0.4), layout="constrained")
+    rows = -(-len(order) // 8)
+    figure = Figure(figsize=(1.3 * 8, 1.6 * rows + 0.4), layout="constrained")
     figure.suptitle("The surest mistakes: the answer with its probability, and the truth")
     for position, i in enumerate(order.tolist()):
-        axes = figure.add_subplot(rows, columns, position + 1)
+        axes = figure.add_subplot(rows, 8, position + 1)
         axes.imshow(images[i].view(3, 32, 32).permute(1, 2, 0).cpu().numpy())
         answer, truth = (one_line(classes[label])[:12] for label in (answers[i], labels[i]))
         axes.set_title(f"{answer} {confidence[i]:.3f}\n{truth}", fontsize=8, parse_math=False)
@@ -244,9 +256,14 @@ def print_classes(trained: Trained, build: Build, paths: list[Path], pictures: T
     if trained.settings.network == "mlp":
         pictures = pictures.flatten(1)
     network = restore(trained, build, torch.device("cpu")).double()
-    width = max(len(one_line(str(path))) for path in paths)
-    for path, row in zip(paths, class_probabilities(network, pictures), strict=True):
+    answers = []
+    for row in class_probabilities(network, pictures):
         best = row.topk(min(LIKELIEST, len(row)))
-        likeliest = "  ".join(f"{one_line(trained.classes[label])} {share:.4f}" for share, label
-                              in zip(best.values.tolist(), best.indices.tolist(), strict=True))
-        print(f"{one_line(str(path)):{width}}  {likeliest}")
+        answers.append("  ".join(
+            f"{one_line(trained.classes[label])} {share:.4f}"
+            for share, label in zip(best.values.tolist(), best.indices.tolist(), strict=True)))
+    names = [one_line(str(path)) for path in paths]
+    width = max(map(len, names))
+    beside = width + 2 + max(map(len, answers)) <= columns()
+    for name, text in zip(names, answers, strict=True):
+        print(f"{name:{width}}  {text}" if beside else f"{name}\n    {text}")

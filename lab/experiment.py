@@ -80,19 +80,14 @@ def train_all(options, build: Build, data: Data, device: torch.device) -> int:
             print(f"{folder.name}: waiting for {worker}", flush=True)
             waiting_for = folder.name
         time.sleep(0.5)
-    print_results(folders)
+    failed = print_results(folders)
     if len(folders) > 1:
         print(one_line(f"runs are in {options.runs_dir / options.network}"))
-    return 1 if any(has_failed(*run) for run in folders.items()) else 0
+    return int(failed > 0)
 
 
 def is_open(settings: Settings, folder: RunFolder) -> bool:
     return not folder.finished(settings.num_epochs) and folder.failure() is None
-
-
-def has_failed(settings: Settings, folder: RunFolder) -> bool:
-    """Not so if it failed only when it was asked for more epochs."""
-    return not folder.finished(settings.num_epochs) and folder.failure() is not None
 
 
 def train_group(group: list[Settings], folders: dict[Settings, RunFolder], options, build: Build,
@@ -106,7 +101,7 @@ def train_group(group: list[Settings], folders: dict[Settings, RunFolder], optio
             if ends.enter_context(folder.hold()) and is_open(settings, folder):
                 place = f"{places[settings]}/{len(folders)} " if len(folders) > 1 else ""
                 runs.append(ActiveRun(folder, settings, data, device, ends, place, pace))
-                runs[-1].begin(build, chosen_tools(options))
+                runs[-1].begin(build, chosen_tools(options), options.data_dir)
             else:
                 ends.close()
         train(runs)

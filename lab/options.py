@@ -67,13 +67,9 @@ def name_of_file(text: str) -> str:
     return text
 
 
-def path(text: str) -> Path:
-    return Path(name_of_file(text))
-
-
-FILE = number(path, "the name of a file", lambda path: True)
+FILE = number(lambda text: Path(name_of_file(text)), "the name of a file", lambda path: True)
 RUN = number(name_of_file, "the folder or the name of a run", lambda name: True)
-FOLDER = number(path, "a folder, or where one can be made",
+FOLDER = number(lambda text: Path(name_of_file(text)), "a folder, or where one can be made",
                 lambda path: path.is_dir() or not os.path.lexists(path))
 
 
@@ -128,46 +124,43 @@ def add_experiment(group, network: str, defaults: dict) -> None:
         group.add_argument(f"--{name}", type=setting(name), default=[default], nargs="+",
                            metavar="X", help=f"{text}, default {default}")
 
+    def one(name: str, default, text: str) -> None:
+        group.add_argument(f"--{name}", type=setting(name), default=default, metavar="N", help=text)
+
+    def switch(name: str, text: str) -> None:
+        group.add_argument(f"--{name}", action="store_true", help=text)
+
     several("batch_size", defaults["batch_size"], "images per step")
     several("learning_rate", defaults["learning_rate"], "of Adam")
     several("drop_rate", defaults["drop_rate"], "probability of dropping a value (or map)")
     several("seed", 0, "of all random numbers")
     epochs = defaults["num_epochs"]
-    group.add_argument("--num_epochs", type=setting("num_epochs"), default=epochs, metavar="N",
-                       help=f"passes over the training set, default {epochs}; a finished "
-                            "run that is asked for more goes on")
-    group.add_argument("--without_BatchNorm", action="store_true",
-                       help="leave batch normalization out")
-    group.add_argument("--without_dropout", action="store_true", help="leave dropout out")
+    one("num_epochs", epochs, f"passes over the training set, default {epochs}; a finished run "
+                              "that is asked for more goes on")
+    switch("without_BatchNorm", "leave batch normalization out")
+    switch("without_dropout", "leave dropout out")
     if network == "cnn":
         group.add_argument("--dropout_type", choices=("1d", "2d"), default="2d",
                            help="1d drops single activations, 2d (default) whole feature maps")
     else:
-        group.add_argument("--hidden_size", type=setting("hidden_size"), default=100, metavar="N",
-                           help="units of the hidden layer, default 100")
-    group.add_argument("--augment", action="store_true",
-                       help="train on random crops (padding 4) and horizontal flips")
+        one("hidden_size", 100, "units of the hidden layer, default 100")
+    switch("augment", "train on random crops (padding 4) and horizontal flips")
     group.add_argument("--schedule", choices=("constant", "cosine", "onecycle"), default="constant",
-                       help="of the learning rate: constant (default), cosine from its value down "
-                            "to 0, onecycle up from 1/25 of it during the first 30 %% of the steps "
-                            "and then down to 0")
-    group.add_argument("--weight_decay", type=setting("weight_decay"), default=0.0, metavar="X",
-                       help="decoupled from the gradient, as in AdamW; default 0")
-    group.add_argument("--train_images", type=setting("train_images"), metavar="N",
-                       help="train on the first N images; default: all")
-    group.add_argument("--detach_statistics", action="store_true",
-                       help="no gradient through the batch's mean and variance")
-    group.add_argument("--shuffled_patches", type=setting("shuffled_patches"), metavar="N",
-                       help="patches of N x N pixels change places, in all images alike")
+                       help="of the learning rate: constant (default); cosine, down to 0; "
+                            "onecycle, up from 1/25 in 30 %% of the steps, then down to 0")
+    one("weight_decay", 0.0, "decoupled from the gradient, as in AdamW; default 0")
+    one("train_images", None, "train on the first N images; default: all")
+    switch("detach_statistics", "no gradient through the batch's mean and variance")
+    one("shuffled_patches", None, "patches of N x N pixels change places, in all images alike")
 
 
 def add_place(group) -> None:
     """Where data and runs are, and how to compute."""
     data = group.add_mutually_exclusive_group()
-    data.add_argument("--data_dir", type=FOLDER, default=ROOT / "data", metavar="DIR",
+    data.add_argument("--data_dir", type=FOLDER, metavar="DIR",
                       help="an image folder with train/CLASS/ and test/CLASS/, or CIFAR-10, which "
-                           "is downloaded if the folder is empty; default: data/ of this "
-                           "repository")
+                           "an empty folder is filled with; default: data/ of this repository, "
+                           "with --evaluate the run's own")
     data.add_argument("--synthetic", action="store_true",
                       help="a built-in generated data set, for a first look")
     group.add_argument("--runs_dir", type=FOLDER, default=ROOT / "runs", metavar="DIR",
@@ -190,15 +183,14 @@ def add_use(group) -> None:
                         help="print every run's folder, epochs and state, and do nothing")
     either.add_argument("--plan", action="store_true", help=argparse.SUPPRESS)  # for lab/status.py
     either.add_argument("--evaluate", type=RUN, metavar="RUN",
-                        help="print how a run's best weights do on the test set: loss, accuracy, "
-                             "accuracy per class and confusion matrix; RUN is a folder or a run's "
-                             "name; trailing defaults may be omitted. Leaves evaluation.json and "
-                             "mistakes.png, the surest wrong answers, in the run's folder")
+                        help="print test loss, accuracy per class and confusion matrix of a run's "
+                             "best weights. RUN is a folder or a run's name; trailing defaults may "
+                             "be omitted. Its folder gets evaluation.json, and the surest wrong "
+                             "answers as mistakes.png")
     group.add_argument("--predict", nargs="+", type=FILE, metavar="IMAGE",
                        help="with --evaluate RUN: print the three likeliest classes of your own "
-                            "pictures, of any size and kind that Pillow reads; their central "
-                            "square is scaled to 32x32, what is transparent becomes grey. Needs "
-                            "no data set")
+                            "pictures. Pillow reads them; their central square is scaled to 32x32 "
+                            "and transparency becomes grey. Needs no data set")
 
 
 def parse_command_line(network: str, description: str, arguments: list[str] | None = None):

@@ -82,8 +82,11 @@ class Progress:
             self.bar.close()
 
 
-def print_results(folders: dict[Settings, RunFolder]) -> None:
-    """The outcome of each run; losses and accuracies are those at the best validation accuracy."""
+def print_results(folders: dict[Settings, RunFolder]) -> int:
+    """Print each run's outcome, metrics at the best validation accuracy; returns how many failed.
+
+    A run that failed when it was asked for more epochs has not failed at these.
+    """
     rows, failed = [], 0
     for settings, folder in folders.items():
         failure, result = folder.failure(), folder.result()
@@ -105,3 +108,4 @@ def print_results(folders: dict[Settings, RunFolder]) -> None:
     if failed:
         print(f"{failed} of {len(folders)} run{'s' * (len(folders) > 1)} failed; "
               "the same command with --retry trains them again")
+    return failed

@@ -1,8 +1,8 @@
 """A first look (`make train`): both networks at their best settings, their results as a picture.
 
-Takes CIFAR-10, downloading it once to data/; without a network connection, and saying so, the
-built-in generated set. The runs land in runs/, the picture in runs/first_look.png. The CNN trains
-for 50 epochs on a GPU, for 3 on a CPU (a few minutes); both go on when asked for more.
+Downloads CIFAR-10 once to data/. Without a network it says so and takes the built-in generated set.
+The runs land in runs/, the picture in runs/first_look.png. The CNN trains for 50 epochs on a GPU,
+for 3 on a CPU (a few minutes); both go on when asked for more.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from lab.options import Parser
+from lab.table import print_table
 from store.files import ROOT, UserError, one_line
 from store.run import RunFolder
 from store.settings import DEFAULTS, Settings
@@ -74,15 +75,15 @@ def summarize(runs: dict[str, RunFolder], picture: Path) -> None:
     import matplotlib.pyplot as plt
 
     source = next(iter(runs.values())).config()["data"]["source"]
-    print(f"\n{'':4}  epochs  validation accuracy  test accuracy  test loss  seconds"
-          f"     (data: {source})")
+    rows = []
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     for (name, run), colour in zip(runs.items(), ("#0072b2", "#d55e00"), strict=True):
-        result, rows = run.result(), run.metrics()
-        print(f"{name:4}  {result['epochs']:6}  {result['val_acc']:19.4f}  "
-              f"{result['test_acc']:13.4f}  {result['test_loss']:9.4f}  {result['seconds']:7.1f}")
+        result, epochs = run.result(), run.metrics()
+        rows.append((name, [str(result["epochs"]), f"{result['val_acc']:.4f}",
+                            f"{result['test_acc']:.4f}", f"{result['test_loss']:.4f}",
+                            f"{result['seconds']:.1f}"], ""))
         for key, style in (("train_acc", "--"), ("val_acc", "-")):
-            axes.plot([row["epoch"] for row in rows], [row[key] for row in rows], style,
+            axes.plot([row["epoch"] for row in epochs], [row[key] for row in epochs], style,
                       color=colour, marker=".",
                       label=f"{name}, {'training' if key == 'train_acc' else 'validation'}")
     axes.set(xlabel="epoch", ylabel="accuracy",
@@ -91,4 +92,7 @@ def summarize(runs: dict[str, RunFolder], picture: Path) -> None:
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(picture, dpi=150)
+    print()
+    print_table(["", "epochs", "val acc", "test acc", "test loss", "seconds"], rows)
+    print(f"data: {source}")
     print(one_line(f"curves: {picture}"))

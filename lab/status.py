@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How far the runs of a study are, read from their folders alone: while workers train, and after.
+"""Show the progress of a study's runs, while workers train and after, from their folders alone.
 
     ./run_grid.sh mlp --plan | python lab/status.py            a table, as `--status` prints it
     ./run_grid.sh mlp --plan | python lab/status.py --outcome  what is left; the best settings
@@ -25,6 +25,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
@@ -38,23 +39,15 @@ BAR = "{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} epochs [{elapsed}{postfix}
 
 
 class Entry(NamedTuple):
-    """A line of a plan."""
+    """A line of a plan: a run that is to have so many epochs, and where it stands once read."""
 
     folder: RunFolder
     num_epochs: int
     command: str = ""
+    run: Run | None = None
 
-    def read(self) -> "Standing":
-        return Standing(self.folder.read(), *self)
-
-
-class Standing(NamedTuple):
-    """Where a run stands, of so many epochs."""
-
-    run: Run
-    folder: RunFolder
-    num_epochs: int
-    command: str = ""
+    def read(self) -> "Entry":
+        return self._replace(run=self.folder.read())
 
     @property
     def name(self) -> str:
@@ -91,37 +84,36 @@ def read_plan(lines: Iterable[str]) -> list[Entry]:
             for each in plan]
 
 
-def seconds_left(standings: list[Standing]) -> float | None:
+def seconds_left(entries: list[Entry]) -> float | None:
     """Time until all is done, with as many workers as are running now (at least one).
 
     None if nothing tells. A run without a speed gets the mean of those of its network and batch
     size, or network.
     """
-    speeds: dict = {}
-    for each in standings:
+    speeds: dict[tuple, list[float]] = {}
+    for each in entries:
         if speed := each.run.seconds_per_epoch:
-            for kind in kinds(each):
+            for kind in kinds(each.run):
                 speeds.setdefault(kind, []).append(speed)
-    means = {kind: sum(those) / len(those) for kind, those in speeds.items()}
+    means = {kind: fmean(those) for kind, those in speeds.items()}
     total = 0.0
-    for each in standings:
+    for each in entries:
         if each.open_epochs:
-            speed = each.run.seconds_per_epoch or next(
-                (means[kind] for kind in kinds(each) if kind in means), None)
-            if speed is None:
+            known = [means[kind] for kind in kinds(each.run) if kind in means]
+            if not known:
                 return None
-            total += each.open_epochs * speed
-    return total / workers(standings)
+            total += each.open_epochs * known[0]
+    return total / workers(entries)
 
 
-def kinds(each: Standing) -> list[tuple]:
-    """Kinds of runs that take alike long, the narrowest first."""
-    return [(each.run.network, each.run.name.split("_")[0]), (each.run.network,)]
+def kinds(run: Run) -> list[tuple]:
+    """Kinds of runs that take alike long, the narrowest first: it alone, its batch size, all."""
+    return [(run.network, run.name), (run.network, run.name.split("_")[0]), (run.network,)]
 
 
-def workers(standings: list[Standing]) -> int:
+def workers(entries: list[Entry]) -> int:
     """The processes that train, at least one; each may train several runs side by side."""
-    return max(1, len({each.run.worker.split(" since ")[0] for each in standings
+    return max(1, len({each.run.worker.split(" since ")[0] for each in entries
                        if each.state == "running"}))
 
 
@@ -134,12 +126,12 @@ def duration(seconds: float | None) -> str:
     return f"{minutes} min" if minutes < 100 else f"{seconds / 3600:.1f} h"
 
 
-def summary(standings: list[Standing]) -> str:
-    count = Counter(each.state for each in standings)
-    text = f"{len(standings)} run{'s' * (len(standings) != 1)}: "
+def summary(entries: list[Entry]) -> str:
+    count = Counter(each.state for each in entries)
+    text = f"{len(entries)} run{'s' * (len(entries) != 1)}: "
     text += ", ".join(f"{count[state]} {state}" for state in STATES)
-    if any(each.open_epochs for each in standings):
-        left, n = seconds_left(standings), workers(standings)
+    if any(each.open_epochs for each in entries):
+        left, n = seconds_left(entries), workers(entries)
         text += f"; time left with {n} worker{'s' * (n != 1)}: {duration(left)}"
         if left is not None:
             text += time.strftime(", until about %H:%M", time.localtime(time.time() + left))
@@ -149,41 +141,42 @@ def summary(standings: list[Standing]) -> str:
 def print_plan(plan: list[Entry]) -> None:
     """What --dry-run shows: folder, epochs, and the state of what is there."""
     for each in plan:
-        state = each.folder.read().state(each.num_epochs)
+        state = each.read().state.replace("missing", "")
         epochs = f"{each.num_epochs} epoch{'s' * (each.num_epochs != 1)}"
-        print(one_line(f"{each.folder.folder}  ({epochs})") + f"  {state}" * (state != "missing"))
+        print(one_line(f"{each.folder.folder}  ({epochs})  {state}").rstrip())
 
 
-def print_status(standings: list[Standing]) -> None:
+def print_status(entries: list[Entry]) -> None:
     """A table of all runs, the most accurate first."""
-    def row(each: Standing) -> tuple:
+    def row(each: Entry) -> tuple:
         speed, best = each.run.seconds_per_epoch, each.best
         cells = [f"{each.state:11}", f"{each.epochs}/{each.num_epochs}",
                  f"{speed:.2f}" if speed else "-",
                  *(f"{best[key]:.4f}" if best else "-" for key in ("val_acc", "test_acc"))]
         return each.name, cells, each.reason
 
-    ranked = sorted(standings, key=lambda each: -each.best["val_acc"] if each.best else 1)
+    ranked = sorted(entries, key=lambda each: -each.best["val_acc"] if each.best else 1)
     print_table(["run", f"{'state':11}", "epoch", "s/epoch", "best val acc", "its test acc"],
                 map(row, ranked), drop=["s/epoch", "its test acc", "epoch"])
-    print(summary(standings))
+    print(summary(entries))
 
 
-def print_answer(standings: list[Standing], most: int = 5) -> None:
+def print_answer(entries: list[Entry], most: int = 5) -> None:
     """The best settings of each network, and what to do with them."""
-    finished = [each for each in standings if each.state == "finished"]
+    finished = [each for each in entries if each.state == "finished"]
     for network in sorted({each.run.network for each in finished}):
-        settings: dict[tuple, list[Standing]] = {}
+        settings: dict[str, list[Entry]] = {}
         for each in finished:
             if each.run.network == network:
-                settings.setdefault((each.run.setting, each.run.variant), []).append(each)
-        ranked = sorted(settings.values(), key=lambda those: -mean(those, "val_acc"))
+                parts = filter(None, (each.run.setting, each.run.variant))
+                settings.setdefault("_".join(parts), []).append(each)
+        ranked = sorted(settings, key=lambda setting: -mean(settings[setting], "val_acc"))
         print()
-        rows = [("_".join(filter(None, (those[0].run.setting, those[0].run.variant))),
-                 [*(f"{mean(those, key):.4f}" for key in ("val_acc", "test_acc")), str(len(those))],
-                 "") for those in ranked[:most]]
+        rows = [(setting, [f"{mean(settings[setting], 'val_acc'):.4f}",
+                           f"{mean(settings[setting], 'test_acc'):.4f}",
+                           str(len(settings[setting]))], "") for setting in ranked[:most]]
         print_table([f"best settings, {network}", "val acc", "test acc", "seeds"], rows, ["seeds"])
-        best = sorted(ranked[0], key=lambda each: each.run.seed)
+        best = sorted(settings[ranked[0]], key=lambda each: each.run.seed)
         seeds = " --seed " + " ".join(str(each.run.seed) for each in best)
         print(one_line(f"the best:  python {best[0].command}{seeds}"))
         print(one_line(f"lies in:   {best[0].folder.folder}"))
@@ -193,8 +186,8 @@ def print_answer(standings: list[Standing], most: int = 5) -> None:
         print(one_line(f"explore:   python plot.py --runs_dir={runs} --explore explore.html"))
 
 
-def mean(standings: list[Standing], key: str) -> float:
-    return fmean(each.run.result[key] for each in standings)
+def mean(entries: list[Entry], key: str) -> float:
+    return fmean(each.run.result[key] for each in entries)
 
 
 def watch(plan: list[Entry], parent: int) -> None:
@@ -208,20 +201,19 @@ def watch(plan: list[Entry], parent: int) -> None:
     terminal = sys.stderr.isatty()
     bar = tqdm(total=sum(each.num_epochs for each in plan), disable=not terminal,
                dynamic_ncols=True, bar_format=BAR)
-    standings = [each.read() for each in plan]
-    told = {each.name for each in standings if each.state in ENDED}
+    entries = [each.read() for each in plan]
+    told = {each.name for each in entries if each.state in ENDED}
 
     def show() -> None:
-        standings[:] = [each if each.state == "finished" else Entry(*each[1:]).read()
-                        for each in standings]
-        count = Counter(each.state for each in standings)
-        bar.n = sum(each.epochs for each in standings)
-        runs, left = f"{count['finished']}/{len(plan)} runs", duration(seconds_left(standings))
+        entries[:] = [each if each.state == "finished" else each.read() for each in entries]
+        count = Counter(each.state for each in entries)
+        bar.n = sum(each.epochs for each in entries)
+        runs, left = f"{count['finished']}/{len(plan)} runs", duration(seconds_left(entries))
         failed = f"{count['failed']} failed"
         bar.set_postfix_str(fitting([
             f"{runs}, {count['running']} running, {failed}, {left} left",
             f"{runs}, {failed}, {left} left", f"{runs}, {left}"], columns(sys.stderr) - 36))
-        for each in standings:
+        for each in entries:
             if each.state in ENDED and each.name not in told:
                 told.add(each.name)
                 if not terminal:
@@ -241,7 +233,7 @@ def watch(plan: list[Entry], parent: int) -> None:
 def wait(plan: list[Entry]) -> int:
     """Wait until nothing is being trained, then return 0; 1 at once if a run left is idle."""
     while True:
-        states = {each.folder.read().state(each.num_epochs) for each in plan}
+        states = {each.read().state for each in plan}
         if "running" not in states or states & {"interrupted", "missing"}:
             return int(not states <= ENDED)
         time.sleep(0.5)
@@ -261,12 +253,12 @@ def print_logs(plan: list[Entry]) -> None:
 
 def print_outcome(plan: list[Entry]) -> int:
     """What is not finished, and the best of what is; returns the exit code, 1 if any is left."""
-    standings = [each.read() for each in plan]
-    unfinished = [each for each in standings if each.state != "finished"]
+    entries = [each.read() for each in plan]
+    unfinished = [each for each in entries if each.state != "finished"]
     for each in unfinished:
         print(f"{each.state}: {each.name}  {each.reason}", file=sys.stderr)
-    print(summary(standings))
-    print_answer(standings)
+    print(summary(entries))
+    print_answer(entries)
     if any(each.state == "failed" for each in unfinished):
         print("the same call with --retry trains failed runs again", file=sys.stderr)
     return 1 if unfinished else 0
@@ -275,13 +267,20 @@ def print_outcome(plan: list[Entry]) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_mutually_exclusive_group().add_argument
-    add("--watch", type=int, metavar="PID", help="show the progress while that process lives")
-    add("--outcome", action="store_true", help="print what is not finished; exit code 1 if any")
-    add("--wait", action="store_true", help="wait while others train; exit code 1 if a run is left")
-    add("--forget", action="store_true", help="let failed runs be trained again")
-    add("--dry-run", action="store_true", help="print folder, epochs and state of each run")
-    add("--logs", action="store_true", help="make the folder for what workers print, and name it")
+    parser.set_defaults(do=lambda plan: print_status([each.read() for each in plan]))
+    group = parser.add_mutually_exclusive_group()
+
+    def add(flag: str, do, text: str) -> None:
+        group.add_argument(flag, action="store_const", dest="do", const=do, help=text)
+
+    group.add_argument("--watch", type=lambda pid: partial(watch, parent=int(pid)), dest="do",
+                       metavar="PID", help="show the progress while that process lives")
+    add("--outcome", print_outcome, "print what is not finished; exit code 1 if any")
+    add("--wait", wait, "wait while others train; exit code 1 if a run is left")
+    add("--forget", lambda plan: forget_failures(each.folder for each in plan),
+        "let failed runs be trained again")
+    add("--dry-run", print_plan, "print folder, epochs and state of each run")
+    add("--logs", print_logs, "make the folder for what workers print, and name it")
     options = parser.parse_args()
     try:
         plan = read_plan(sys.stdin)
@@ -291,21 +290,7 @@ def main() -> int:
         parser.exit(2, "status.py: error: no plan on standard input; pipe in that of "
                        "run_grid.sh … --plan\n")
     try:
-        if options.outcome:
-            return print_outcome(plan)
-        if options.wait:
-            return wait(plan)
-        if options.watch:
-            watch(plan, options.watch)
-        elif options.forget:
-            forget_failures(each.folder for each in plan)
-        elif options.logs:
-            print_logs(plan)
-        elif options.dry_run:
-            print_plan(plan)
-        else:
-            print_status([each.read() for each in plan])
-        return 0
+        return options.do(plan) or 0
     except UserError as error:
         parser.exit(2, f"run_grid.sh: error: {error}\n")
 

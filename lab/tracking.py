@@ -3,11 +3,11 @@
     python mlp/main.py --tensorboard                 # live; then: tensorboard --logdir runs
     python tracking.py runs --tensorboard --wandb    # every run below runs/, afterwards
 
-Both get the curves of every epoch, the settings as hyper-parameters, and the metrics at the best
-epoch, so that the HPARAMS view has a table and parallel coordinates of all runs. When a run goes on
-all is written again from metrics.csv, so no epoch stands there twice. Files land in the run's
-folder: events.out.tfevents.* and wandb/. Weights & Biases is told at once where it has an API key,
-else offline, for `wandb sync` later; WANDB_MODE decides otherwise, WANDB_PROJECT names the project.
+Both get curves, settings as hyper-parameters, and the metrics at the best epoch, for the HPARAMS
+view's table and parallel coordinates. A run that goes on is written again from metrics.csv, so no
+epoch stands there twice. Files land in the run's folder: events.out.tfevents.* and wandb/. Without
+an API key Weights & Biases works offline, for `wandb sync` later. WANDB_MODE overrides that, and
+WANDB_PROJECT names the project.
 """
 
 import argparse
@@ -23,6 +23,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 
 from lab.options import Parser
@@ -216,23 +217,20 @@ class Tracking:
 
 def within_limit(work: Callable, *arguments):
     """What `work` returns or raises, or TimeoutError: then it is left to a thread of its own."""
-    outcome: list = []
+    outcome: Future = Future()
 
     def call() -> None:
         try:
-            outcome.append((work(*arguments), None))
+            outcome.set_result(work(*arguments))
         except BaseException as error:
-            outcome.append((None, error))
+            outcome.set_exception(error)
 
     thread = threading.Thread(target=call, daemon=True)  # so that it cannot keep the process
     thread.start()
     thread.join(LONGEST_CALL)
-    if not outcome:
+    if not outcome.done():
         raise TimeoutError(f"no answer within {LONGEST_CALL:g} seconds")
-    result, error = outcome[0]
-    if error is not None:
-        raise error
-    return result
+    return outcome.result()
 
 
 def export(folder: RunFolder, tools: list[type]) -> bool:
@@ -251,7 +249,7 @@ def export(folder: RunFolder, tools: list[type]) -> bool:
 def main() -> int:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs_dir", type=Path, metavar="RUNS_DIR",
-                        help="what --runs_dir named; a part of it will do")
+                        help="the folder that --runs_dir named, or one within")
     parser.add_argument("--tensorboard", action="store_true",
                         help="write TensorBoard's event files")
     parser.add_argument("--wandb", action="store_true", help="log to Weights & Biases")

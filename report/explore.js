@@ -335,7 +335,12 @@ function drawPair(groups) {
 
 // All of it
 
-let later;
+let later, parallelNow;
+const inView = new IntersectionObserver(([{ isIntersecting }]) => {
+  if (!isIntersecting) return;
+  inView.disconnect();
+  parallelNow();
+});
 function draw(parallel = true) {
   const groups = grouped(runs.filter(run => passes(run))), used = axes();
   const shown = sorted(groups.filter(group => used.every(axis => inside(group, axis))));
@@ -350,10 +355,11 @@ function draw(parallel = true) {
   if (!window.Plotly) return;  // not read yet, but the table is there
   drawCurves(shown);
   cancelAnimationFrame(later);
-  if (parallel) later = requestAnimationFrame(() => setTimeout(() => {
-    drawParallel(groups, used);  // takes longest, so the rest is there first
-    drawShares();
-  }));
+  later = requestAnimationFrame(() => setTimeout(drawShares));
+  if (!parallel) return;
+  parallelNow = () => drawParallel(groups, used);  // takes longest, so it waits to be in view
+  inView.disconnect();
+  inView.observe(at("parallel"));
 }
 
 at("measure").append(...results.map(key => new Option(words(key), key)));

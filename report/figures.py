@@ -23,7 +23,7 @@ METADATA = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
 
 
 def draw_all(views: dict[str, View], source: Source, folder: Path, kind: str = "png") -> list[Path]:
-    """Draw every figure into the folder; those without any run say so. Returns their paths."""
+    """Draw every figure that has runs into the folder; returns their paths."""
     make_folder(folder)
     figure = Figure(dpi=DPI)
     canvas, palette = FigureCanvasAgg(figure), pinned_palette()
@@ -32,6 +32,8 @@ def draw_all(views: dict[str, View], source: Source, folder: Path, kind: str = "
         figure.clear()
         figure.set_size_inches(8.4, 4.8)
         draw(figure)
+        if not any(axes.has_data() for axes in figure.axes):
+            continue
         picture = io.BytesIO()
         if kind == "png":
             canvas.draw()

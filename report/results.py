@@ -188,9 +188,15 @@ def _collect(runs_dir: Path, folder: Path) -> list[str]:
 def _write_runs(stem: Path, runs: list[Run]) -> None:
     rows = ({"name": run.name, **row} for run in runs for row in run.rows)
     write_file(stem.with_suffix(".csv"), as_csv(("name", *COLUMNS), rows))
-    known = {run.name: {"config": run.config, "result": run.result, "failure": run.failure}
-             for run in runs}
+    known = {run.name: {"config": published(run.config), "result": run.result,
+                        "failure": run.failure} for run in runs}
     write_file(stem.with_suffix(".json"), lines_of(known).encode() + b"\n")
+
+
+def published(config: dict) -> dict:
+    """Without the folder of the data, which is of one machine."""
+    data = {key: value for key, value in config["data"].items() if key != "folder"}
+    return {**config, "data": data}
 
 
 def lines_of(values: dict) -> str:

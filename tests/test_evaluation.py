@@ -5,6 +5,7 @@ import json
 import os
 import struct
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from in_process import LOAD, build, main, only_run
 from PIL import Image
 
 from lab import evaluation
-from lab.evaluation import find_run, table
+from lab.evaluation import find_run, its_data_dir, table
 from load_data import load_cifar_4d, normalize
 from store.files import UserError
 from store.pictures import read_picture
@@ -52,8 +53,8 @@ def test_evaluation_tells_what_the_run_recorded(network, trained, image_folder, 
     assert kept["epoch"] == result["best_epoch"]
     assert f"loss      {result['test_loss']:.4f}   (the run recorded {result['test_loss']:.4f})" in printed
     assert f"accuracy  {result['test_acc']:.4f}   (the run recorded {result['test_acc']:.4f})" in printed
-    assert max(map(len, table(kept).splitlines())) <= 100
-    assert table(kept) in printed
+    assert max(map(len, table(kept, 100).splitlines())) <= 100
+    assert table(kept, 100) in printed
 
 
 def test_confusion_and_accuracy_per_class_count_the_answers(trained, image_folder, capsys):
@@ -89,26 +90,32 @@ def test_the_surest_mistakes_are_drawn(trained, image_folder, tmp_path, capsys):
     assert evaluation.draw_mistakes(tmp_path / "one.png", test, wrong, ["$x_", "b^{$"] + ["c"] * 8) == 1
 
 
-def table_of(classes: list[str], count: int) -> list[str]:
+def table_of(classes: list[str], count: int, width: int = 100) -> list[str]:
     confusion = (np.eye(len(classes), dtype=int) * count).tolist()
     confusion[1][0] = 3
-    return table({"classes": classes, "confusion": confusion, "per_class": [1.0] * len(classes)}).splitlines()
+    return table({"classes": classes, "confusion": confusion, "per_class": [1.0] * len(classes)}, width).splitlines()
 
 
+@pytest.mark.parametrize("width", (60, 100))
 @pytest.mark.parametrize("classes", (2, 10, 14, 40))
 @pytest.mark.parametrize("count", (1, 1000, 10_000_000))
-def test_the_table_fits_into_100_columns(classes, count):
-    lines = table_of([f"a rather long class name {i}" for i in range(classes)], count)
-    assert max(map(len, lines)) <= 100
-    assert ("most frequent confusions" in lines) == (classes == 40 or classes == 14 and count > 1000
-                                                     or classes == 10 and count > 1_000_000)
+def test_the_table_fits_into_the_width_and_no_name_is_cut(count, classes, width):
+    names = [f"rather long class {i}" for i in range(classes)]
+    lines = table_of(names, count, width)
+    assert max(map(len, lines)) <= width
+    assert all(any(name in line for line in lines) for name in names)
+    digits = max(3, len(str(count))) + 1
+    assert ("most frequent confusions" in lines) == (classes * digits > width - 31)
     assert any(line.split()[-1] != "." for line in lines)
 
 
 def test_columns_of_the_table_are_aligned():
     lines = table_of(["airplane", "automobile", "bird"], 970)
-    assert lines[1] == "class       accuracy     airplane automobile       bird"
-    assert lines[3] == "automobile    1.0000            3        970          ."
+    assert lines[1] == "class          acc airplane automobile bird"
+    assert lines[3] == "automobile  1.0000        3        970    ."
+    lines = table_of(["airplane", "automobile", "bird"], 970, 40)
+    assert lines[1] == "class            acc   0   1   2"
+    assert lines[3] == "1 automobile  1.0000   3 970   ."
 
 
 def test_names_of_classes_cannot_steer_the_terminal():
@@ -235,9 +242,28 @@ def test_other_data_with_the_same_classes_is_named_and_nothing_kept(trained, tmp
     assert not (folder / "mistakes.png").exists()
 
 
-def test_the_image_folder_of_a_run_has_to_be_named(trained, tmp_path, capsys):
-    assert main("mlp", "--data_dir", tmp_path, "--runs_dir", trained, "--evaluate", "16_0.001_0.2") == 2
-    assert "was trained on an image folder; name it with --data_dir" in error_of(capsys)
+def test_without_a_data_dir_the_folder_that_the_run_was_trained_on_is_taken(trained, image_folder, tmp_path, capsys):
+    folder = copied(only_run(trained, "mlp").folder, tmp_path)
+    assert main("mlp", "--data_dir", image_folder, "--evaluate", folder) == 0
+    with_it = capsys.readouterr().out
+    assert main("mlp", "--evaluate", folder) == 0
+    assert capsys.readouterr().out == with_it
+    assert main("mlp", "--evaluate", folder, "--synthetic") == 2  # other classes: the flag is heard
+    assert "other classes" in error_of(capsys)
+
+
+@pytest.mark.parametrize("source", ("image folder", "official"))
+@pytest.mark.parametrize("named", (True, False))
+def test_the_folder_of_a_run_that_is_gone_has_to_be_named(source, named, trained, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(evaluation, "DATA_DIR", tmp_path / "default")
+    run = only_run(trained, "mlp").read()
+    data = {"source": source, "folder": str(tmp_path / "gone")} if named else {"source": source}
+    run = replace(run, config={**run.config, "data": data})
+    if source == "official" and not named:
+        assert its_data_dir(run) is None  # of the default folder, which may be filled
+        return
+    with pytest.raises(UserError, match=f"not in {tmp_path}/{'gone' if named else 'default'}; .*--data_dir"):
+        its_data_dir(run)
 
 
 def test_other_classes_are_refused(trained, tmp_path, capsys):

@@ -7,6 +7,7 @@ import math
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import asdict
 from html.parser import HTMLParser
 
@@ -320,6 +321,18 @@ def explorer(page):
     yield page
     assert page.errors() == []
     assert page("return performance.getEntriesByType('resource').length") == 0
+
+
+def test_parallel_coordinates_wait_to_be_in_view(explorer):
+    shown = "return document.getElementById('parallel').data[0].line.colorbar.title.text"
+    explorer("document.getElementById('shares').scrollIntoView()")
+    explorer.choose("measure", "test_loss")
+    WebDriverWait(explorer.chromium, 60).until(lambda _: "test loss" in explorer.texts("#shares-note")[0])
+    time.sleep(0.5)  # frames in which they could be drawn
+    assert explorer(shown) == "validation accuracy"
+    explorer("document.getElementById('parallel').scrollIntoView()")
+    WebDriverWait(explorer.chromium, 60).until(lambda _: explorer(shown) == "test loss")
+    explorer("scrollTo(0, 0)")
 
 
 def test_every_part_is_drawn(explorer):
