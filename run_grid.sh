@@ -41,7 +41,7 @@ STUDY is one of
   all           all of these; runs shared by several studies are trained once
 and, for the arguments of the report, with the MLP (see REPORT.md):
   capacity          hidden sizes 50 to 1600 × five drop rates, 30 runs
-  weight_decay      drop rates against weight decay, 100 epochs, 10 runs
+  weight_decay      drop rates against weight decay, 100 epochs, 12 runs
   data_size         1,000 to 40,000 training images × four drop rates, 24 runs
   batch_norm        batches of 16 to 4096 with, without and with detached statistics, 27 runs
   shuffled_patches  both networks on images whose patches change places, 12 runs
@@ -102,7 +102,7 @@ study() {
       done ;;
     weight_decay)
       main mlp --drop_rate 0 0.1 0.2 0.4 0.6 --num_epochs 100 "$@"
-      for decay in 0.01 0.03 0.1 0.3 1; do
+      for decay in 0.01 0.03 0.1 0.3 1 3 10; do
         main mlp --drop_rate 0 --weight_decay $decay --num_epochs 100 "$@"
       done ;;
     data_size)
