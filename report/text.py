@@ -9,6 +9,8 @@ import math
 import re
 from collections import Counter
 
+import numpy as np
+
 from report import arguments, measured
 from report.arguments import points
 from report.curves import SPLITS
@@ -120,7 +122,7 @@ def summarize(views: dict[str, View], found: list[Finding], claims: Claims) -> s
 def best_table(views: dict[str, View]) -> str:
     """The best of each grid, and the networks of the ablations, which may be trained for longer."""
     rows = []
-    keys = ("val_acc", "test_acc", "test_loss")
+    keys = ("val_acc", "test_acc")
     for network, base in BASES.items():
         name = network.upper()
         grid = views[name]
@@ -129,11 +131,25 @@ def best_table(views: dict[str, View]) -> str:
                 (f"best {name} of the grid{tried}", grid, next(iter(grid.curves), "")),
                 (f"{name} at its defaults", views[f"{name}_ablation"], f"{base}_False_False")):
             curve = view.curves.get(label)
-            rows.append([what, f"`{curve.label}`", f"{curve.epochs} of {EPOCHS[network]}",
-                         len(curve.runs), view.data, *(value(curve, key) for key in keys)]
+            rows.append([what, in_words(curve), f"{curve.epochs} of {EPOCHS[network]}",
+                         len(curve.runs), view.data, *(value(curve, key) for key in keys),
+                         time_of_a_run(curve)]
                         if curve else [what, NOT_YET, *["–"] * 6])
-    return markdown(["", "setting", "epochs", "seeds", "data", *(MEASURES[key] for key in keys)],
-                    rows)
+    return markdown(["", "setting", "epochs", "seeds", "data", *(MEASURES[key] for key in keys),
+                     "time of a run"], rows)
+
+
+def in_words(curve: Curve) -> str:
+    batch_size, rate, drop_rate = curve.label.split("_")[:3]
+    return f"batch {batch_size}, learning rate {rate}, drop rate {drop_rate}"
+
+
+def time_of_a_run(curve: Curve) -> str:
+    """The median, and the processors that took it."""
+    seconds = np.median(curve.values("seconds").sum(1))
+    machines = {str(run.config.get("processor")).split(",")[0] for run in curve.runs.values()}
+    time = f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+    return f"{time}, {' and '.join(sorted(machines))}"
 
 
 def what_ran(views: dict[str, View], source: Source) -> str:
