@@ -59,22 +59,37 @@ def main() -> int:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
 
 
-def relocated(text: str, options, figures: list[Path]) -> str:
+def relocated(text: str, options, flags: str, figures: list[Path]) -> str:
     """The text of a document as it is right in --output: links, figures and commands."""
     drawn = {path.stem for path in figures}
     text = re.sub(r"!\[[^]]*\]\(pics/(\w+)\.\w+\)\n*",
                   lambda match: match[0] if match[1] in drawn else "", text)
     text = re.sub(r"<details><summary>.*</summary>\s*</details>\n*", "", text)
     text = re.sub(r"`((\./run_grid\.sh|python theory\.py) [^`\n]*)`",
-                  lambda match: f"`{match[1]}{place_of(options)}`", text)
+                  lambda match: f"`{match[1]}{flags}`", text)
     text = re.sub(r"\]\(([\w/]+\.py|bench/README\.md)",
                   lambda match: f"]({os.path.relpath(ROOT / match[1], options.output)}", text)
     return re.sub(r"(\]\(pics/\w+)\.(png|svg|pdf)\)", rf"\1.{options.format})", text)
 
 
-def place_of(options) -> str:
-    """The flag for commands that make more runs beside the user's own."""
-    return f" --runs_dir {shlex.quote(str(options.runs_dir))}" if options.runs_dir else ""
+def flags_beside(options, runs) -> str:
+    """The flags of commands that make more runs beside the user's own, on the same data."""
+    if not options.runs_dir:
+        return ""
+    folders = {run.data.get("folder") for run in runs}
+    data = folders.pop() if len(folders) == 1 else ""
+    flags = {"--runs_dir": options.runs_dir, "--data_dir": data}
+    return "".join(f" {flag} {shlex.quote(str(value))}" for flag, value in flags.items() if value)
+
+
+def in_no_figure(views, runs) -> str:
+    """Which of the user's settings stand in runs.csv and on the page alone, the best one first."""
+    drawn = {run.name for view in views for run in view.runs}
+    others = sorted((run for run in runs if run.result and run.name not in drawn),
+                    key=lambda run: -run.result["val_acc"])
+    names = list(dict.fromkeys(f"{run.network} {run.setting}" for run in others))
+    return (f"in no figure, only in results/tables/runs.csv and --explore: {', '.join(names[:5])}"
+            + ", …" * (len(names) > 5)) if names else ""
 
 
 def draw(options) -> int:
@@ -100,18 +115,19 @@ def draw(options) -> int:
     folder = options.output / "results" / "tables"
     tables = write_tables(views, findings(views, source.theory), folder)
     tables.append(write_runs(source, folder))
-    parts = blocks(views, source)
+    parts, flags = blocks(views, source), flags_beside(options, source.records)
     documents = ["REPORT.md"]
     if options.output == ROOT and options.runs_dir is None:
         documents.append("README.md")  # shows the published results alone
     for name in documents:
         text = fill((ROOT / name).read_text(encoding="utf-8"), parts)
-        write_file(options.output / name, relocated(text, options, figures).encode())
-    for note in source.notes:
-        print(note)
+        write_file(options.output / name, relocated(text, options, flags, figures).encode())
+    others = in_no_figure(views.values(), source.records) if options.runs_dir else ""
+    for note in [*source.notes, others] if others else source.notes:
+        print(one_line(note))
     for view in views.values():
         if not view.curves:
-            command = view.study.command + place_of(options)
+            command = view.study.command + flags
             print(one_line(f"{view.study.name}: no runs yet; {command} makes them"))
         elif view.missing:
             names = ", ".join(view.missing[:5]) + (", …" if len(view.missing) > 5 else "")

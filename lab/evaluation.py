@@ -85,7 +85,7 @@ def find_run(place: Path, text: str, network: str) -> RunFolder:
     there = sorted(path.parent.name for path in place.glob("*/config.json"))
     if not there:
         raise UserError(f"argument --evaluate: {text} is not a run's folder, and {place} has no "
-                        "runs; train one first")
+                        "runs; give the folder of one, or its --runs_dir")
     text = text.strip("/")
     with contextlib.suppress(ValueError):
         name = Settings.parse(network, text).name

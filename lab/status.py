@@ -27,7 +27,7 @@ from collections import Counter
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import NamedTuple
 
 from lab.table import columns, fitting, print_table
@@ -159,6 +159,11 @@ def print_status(entries: list[Entry]) -> None:
     print_table(["run", f"{'state':11}", "epoch", "s/epoch", "best val acc", "its test acc"],
                 map(row, ranked), drop=["s/epoch", "its test acc", "epoch"])
     print(summary(entries))
+    shorter = Counter(each.run.result["epochs"] for each in entries
+                      if each.run.result and each.state != "finished")
+    for epochs, n in shorter.items():
+        print(f"{n} of these are finished with {epochs} epochs, as --num_epochs {epochs} shows")
+    print_answer(entries)
 
 
 def print_answer(entries: list[Entry], most: int = 5) -> None:
@@ -172,14 +177,15 @@ def print_answer(entries: list[Entry], most: int = 5) -> None:
                 settings.setdefault("_".join(parts), []).append(each)
         ranked = sorted(settings, key=lambda setting: -mean(settings[setting], "val_acc"))
         print()
-        rows = [(setting, [f"{mean(settings[setting], 'val_acc'):.4f}",
-                           f"{mean(settings[setting], 'test_acc'):.4f}",
+        rows = [(setting, [spread(settings[setting], "val_acc"),
+                           spread(settings[setting], "test_acc"),
                            str(len(settings[setting]))], "") for setting in ranked[:most]]
         print_table([f"best settings, {network}", "val acc", "test acc", "seeds"], rows, ["seeds"])
         best = sorted(settings[ranked[0]], key=lambda each: each.run.seed)
         seeds = " --seed " + " ".join(str(each.run.seed) for each in best)
         print(one_line(f"the best:  python {best[0].command}{seeds}"))
-        print(one_line(f"lies in:   {best[0].folder.folder}"))
+        print(one_line(f"evaluate:  python {network}/main.py --evaluate "
+                       f"{shlex.quote(str(best[0].folder.folder))}"))
     if finished:
         runs = shlex.quote(str(finished[0].folder.folder.parents[1]))
         print("\n" + one_line(f"figures:   python plot.py --runs_dir={runs} --output my_report"))
@@ -188,6 +194,12 @@ def print_answer(entries: list[Entry], most: int = 5) -> None:
 
 def mean(entries: list[Entry], key: str) -> float:
     return fmean(each.run.result[key] for each in entries)
+
+
+def spread(entries: list[Entry], key: str) -> str:
+    """The mean over the seeds, and from two on their standard deviation."""
+    values = [each.run.result[key] for each in entries]
+    return f"{fmean(values):.4f}" + (f" ± {stdev(values):.4f}" if len(values) > 1 else "")
 
 
 def watch(plan: list[Entry], parent: int) -> None:

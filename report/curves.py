@@ -165,5 +165,5 @@ def heat_maps(figure: Figure, view: View) -> None:
     headline(figure, title)
     one = "; cells without n have one seed" * (1 in view.seeds and len(view.seeds) > 1)
     notes(figure, *footer(view, "solid frame: highest accuracy; dotted: lowest validation loss, "
-                                "by which settings are ranked; the colours end at drop rate 0.6"
-                                + one))
+                                "by which settings are ranked; higher drop rates than 0.6 have the "
+                                "darkest colour" + one))

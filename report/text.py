@@ -215,7 +215,7 @@ def study(view: View, found: list[Finding], claims: Claims) -> str:
 def status(view: View) -> str:
     """On what data, for how long, with how many seeds; what is missing; which code."""
     missing = (f"; {len(view.missing)} of {len(view.settings)} settings are missing or unfinished: "
-               f"`{view.study.command}` makes them" if view.missing else "")
+               f"`{view.command}` makes them" if view.missing else "")
     made = f"; {view.origin}" * (not view.is_of_one)
     return f"{view.data}; {view.epochs} epochs, {view.seeds_text}{missing}{made}."
 

@@ -154,7 +154,7 @@ def test_a_name_means_the_defaults_first_and_then_what_is_unique(tmp_path):
         find_run(folder, "64", "mlp")
     with pytest.raises(UserError, match="there is no run"):
         find_run(folder, "", "mlp")
-    with pytest.raises(UserError, match="has no runs; train one first"):
+    with pytest.raises(UserError, match="has no runs; give the folder of one"):
         find_run(tmp_path / "cnn", "32_0.001_0.2", "cnn")
 
 

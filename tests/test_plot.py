@@ -241,12 +241,16 @@ def test_missing_runs_are_named(tmp_path, monkeypatch):
     settings = list(STUDIES["batchsize"].settings.values())
     records = fabricate("mlp", settings[:2], epochs=8) + fabricate("mlp", settings[2:3], epochs=3,
                                                                    asked=8)
+    records += fabricate("mlp", ["96_0.07_0.1_False_False"])
+    for run in records:
+        run.config["data"]["folder"] = "/my pictures"
     write(tmp_path / "runs", records)
     result = plot("--runs_dir", tmp_path / "runs", "--output", tmp_path)
     assert result.returncode == 0
     missing = "missing 2 of 4: 2048_0.001_0.0 (3 of 8 epochs), 4096_0.001_0.0\n"
     assert f"batchsize: {missing}" in result.stdout
-    flag = f" --runs_dir {tmp_path / 'runs'}"
+    assert "in no figure, only in results/tables/runs.csv and --explore: mlp 96_0.07_0.1_False_False\n" in result.stdout
+    flag = f" --runs_dir {tmp_path / 'runs'} --data_dir '/my pictures'"
     assert f"CNN: no runs yet; ./run_grid.sh cnn{flag} makes them" in result.stdout
     text, drawn = (tmp_path / "REPORT.md").read_text(), {path.name for path in (tmp_path / "pics").iterdir()}
     assert "batchsize_val_acc.png" in drawn

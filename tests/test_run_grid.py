@@ -170,7 +170,10 @@ def test_status_needs_folders_only_whatever_their_name(undisturbed, tmp_path):
     shutil.copytree(undisturbed[0], runs)
     done = call("mlp", *flags(tmp_path / "no data", runs), "--status")
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.splitlines()[-1] == "4 runs: 4 finished, 0 running, 0 interrupted, 0 failed, 0 missing"
+    assert "4 runs: 4 finished, 0 running, 0 interrupted, 0 failed, 0 missing" in done.stdout.splitlines()
+    assert "best settings, mlp" in done.stdout
+    longer = call("mlp", *flags(tmp_path / "no data", runs), "--num_epochs", EPOCHS + 5, "--status")
+    assert f"4 of these are finished with {EPOCHS} epochs" in longer.stdout
 
 
 # Training
@@ -184,8 +187,8 @@ def test_trains_every_run_and_prints_plain_lines_into_a_pipe(undisturbed):
     best = max(("0.0", "0.4"), key=lambda rate: sum(
         RunFolder(folder).result()["val_acc"] for folder in runs.glob(f"mlp/32_0.001_{rate}_*")))
     table = lines.index(next(line for line in lines if line.startswith("best settings, mlp")))
-    assert re.match(rf"32_0.001_{best}_False_False +0\.\d+ +0\.\d+ +2$", lines[table + 1])
-    command, = (line for line in lines if "python mlp/main.py" in line)
+    assert re.match(rf"32_0.001_{best}_False_False( +0\.\d+ ± 0\.\d+){{2}} +2$", lines[table + 1])
+    command, = (line for line in lines if line.startswith("the best:"))
     again = run_main("mlp", *shlex.split(command)[4:])  # it names the same two runs
     assert again.returncode == 0 and again.stdout.count(f"32_0.001_{best}") == 2 and "epoch 1/" not in again.stdout
     assert f"{runs}/mlp/32_0.001_{best}_False_False_seed0" in done.stdout
