@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fast.adam import adam
+from fast.choice import batch
 from fast.gpu.graph import GraphedStep, wants_graph
 from load_data import Data, Split
-from store.images import augmented, evaluation_batches, take
+from store.images import augmented, evaluation_batches
 from store.settings import Settings, schedule
 from store.trained import on_cpu
 
@@ -77,15 +78,14 @@ class Trainer:
 
     def batches(self) -> tuple[Tensor, ...]:
         """The epoch's batches, as indices into the training set; seeds all random numbers."""
-        count, labels = self.settings.batch_size, self.data.train.labels
-        generator = seed_epoch(self.settings.seed, self.epoch + 1)
-        order = torch.randperm(len(labels), generator=generator)
-        return order.to(labels.device).split(count)[:self.steps]
+        settings, labels = self.settings, self.data.train.labels
+        order = torch.randperm(len(labels), generator=seed_epoch(settings.seed, self.epoch + 1))
+        return order.to(labels.device).split(settings.batch_size)[:self.steps]
 
     def step(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Take one step on the images at `index`: their loss, and how many answers were right.
         fast/side_by_side.py takes the same step for several MLPs."""
-        x, y = take(self.data.train, index)
+        x, y = batch(self.data.train, index)
         if self.settings.augment:
             x = augmented(x)
         logits = answer(self.network, x, self.settings.precision)

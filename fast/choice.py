@@ -1,4 +1,4 @@
-"""Which function computes a network's block: decided here, for every device.
+"""Which function computes a network's block, and a batch: decided here, for every device.
 
 A CNN's block is MaxPool(dropout(ReLU(norm(x)))), an MLP's dropout(ReLU(norm(x))). A function may
 take its modules' place only where nobody could tell: for exactly the classes of layers/ as they
@@ -13,13 +13,22 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from fast.blocks import drop_rate, norm_relu_dropout_pool
-from fast.gpu.guard import cnn_block, mlp_block
+from fast.gpu import guard
 from layers import BatchNorm1d, BatchNorm2d, Dropout, Dropout2d
 from layers.functional import by_bits, eager
+from load_data import Split
+from store.images import take
 
 # A layer acts through these two; anyone may put something else in their place.
 ORIGINAL = {kind: (kind.__call__, kind.forward)
             for kind in (BatchNorm1d, BatchNorm2d, Dropout, Dropout2d, nn.Identity)}
+
+
+def batch(split: Split, index: Tensor) -> tuple[Tensor, Tensor]:
+    """store/images.take; on a GPU the images are gathered and normalized in one kernel."""
+    if kernel := guard.batch(split.images, index):
+        return kernel(split.images, index), split.labels.index_select(0, index)
+    return take(split, index)
 
 
 def faster(x: Tensor, norm: nn.Module, dropout: nn.Module) -> Callable | None:
@@ -28,7 +37,7 @@ def faster(x: Tensor, norm: nn.Module, dropout: nn.Module) -> Callable | None:
         return None
     if fuses(x, norm, dropout):
         return norm_relu_dropout_pool
-    return cnn_block(x, norm, dropout) or pool_early
+    return guard.cnn_block(x, norm, dropout) or pool_early
 
 
 def faster_hidden(x: Tensor, norm: nn.Module, dropout: nn.Module) -> Callable | None:
@@ -36,7 +45,7 @@ def faster_hidden(x: Tensor, norm: nn.Module, dropout: nn.Module) -> Callable | 
 
     It also takes several networks at once that it was given for: a stack of x, norms, dropouts.
     """
-    return mlp_block(x, norm, dropout) if ours(x, norm, dropout) else None
+    return guard.mlp_block(x, norm, dropout) if ours(x, norm, dropout) else None
 
 
 def ours(x: Tensor, norm: nn.Module, dropout: nn.Module) -> bool:

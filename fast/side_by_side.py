@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from fast.adam import step_together
-from fast.choice import faster_hidden
+from fast.choice import batch, faster_hidden
 from fast.linear import applies, linear
-from store.images import evaluation_batches, take
+from store.images import evaluation_batches
 from training import Trainer, answer, cross_entropy
 
 
@@ -66,7 +66,7 @@ class SideBySide:
         start = time.perf_counter()
         data = self.trainers[0].data
         for step, index in enumerate(self.start()):
-            self.step(step, *take(data.train, index))
+            self.step(step, *batch(data.train, index))
             on_step()
         for trainer in self.trainers:
             trainer.network.eval()

@@ -15,7 +15,8 @@ from fast.gpu import guard
 from fast.side_by_side import SideBySide
 from layers import BatchNorm1d, BatchNorm2d, Dropout, Dropout2d
 from layers.functional import kept
-from store.images import prepared
+from load_data import Split
+from store.images import prepared, take
 from training import Trainer
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -277,6 +278,35 @@ def test_a_batch_of_gradients_gives_what_each_gives(block):
     found, = torch.autograd.grad(y, x, g, is_grads_batched=True, retain_graph=True)
     expected = torch.stack([torch.autograd.grad(y, x, each, retain_graph=True)[0] for each in g])
     assert relative(found, expected.cpu()) < 1e-5
+
+
+# A batch
+
+
+@pytest.mark.parametrize("pictures", [True, False], ids=["pictures", "flat"])
+@pytest.mark.parametrize("shape", [(3, 32, 32), (3, 5, 7), (3, 21, 17)], ids=str)
+@pytest.mark.parametrize("index", [[4, 0, 4, 1, 1], [3]], ids=str)
+@on_kernels
+def test_a_batch_is_that_of_take_bit_for_bit_and_in_its_order(index, shape, pictures):
+    from fast.gpu.blocks import batch
+
+    bytes = torch.arange(5 * torch.Size(shape).numel())
+    images = (bytes * 7 % 257 % 256).to(torch.uint8).view(5, *shape).to(DEVICE)
+    images = images.contiguous(memory_format=torch.channels_last) if pictures else images.flatten(1)
+    assert len(images.unique()) == 256
+    index = torch.tensor(index, device=DEVICE)
+    found, (expected, _) = batch(images, index), take(Split(images, images[:, 0]), index)
+    assert found.dtype == expected.dtype and found.stride() == expected.stride()
+    assert torch.equal(found, expected)
+
+
+@on_kernels
+def test_a_batch_has_every_byte_as_the_definition_in_float64():
+    from fast.gpu.blocks import batch
+
+    images = torch.arange(256).to(torch.uint8).view(1, 256).to(DEVICE)
+    found = batch(images, torch.tensor([0], device=DEVICE)).cpu()
+    assert torch.equal(found[0], ((torch.arange(256.0).double() - 128) / 255).float())
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

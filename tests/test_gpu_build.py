@@ -38,6 +38,17 @@ def test_kernels_build_without_spills_and_load_16_bytes_at_once(architecture, dt
         assert found["wide loads"] >= wide, (name, found)
 
 
+@pytest.mark.parametrize("architecture", [80, 90])
+@apart(interpret=False)
+def test_a_batch_is_gathered_by_words_and_stored_16_bytes_at_once(architecture):
+    from fast.gpu import kernels
+
+    types = {"images_ptr": "*u8", "index_ptr": "*i64"}
+    found = build(kernels.batch_kernel, types, {}, architecture, 8)
+    assert found["registers"] <= 32 and found["stack"] == 0, found  # all 2048 threads fit
+    assert found["wide stores"] == 1 and found["words"] == 1, found
+
+
 def build(kernel, types: dict, constants: dict, architecture: int, warps: int) -> dict[str, int]:
     """Compile a kernel for an architecture, for tensors as PyTorch gives them and C = 64."""
     import triton
@@ -48,7 +59,7 @@ def build(kernel, types: dict, constants: dict, architecture: int, warps: int) -
     signature = {name: "constexpr" if name in constants else
                  types.get(name, "*fp32" if name.endswith("_ptr") else "i32") for name in names}
     divisible = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names)
-                 if name not in constants and (name.endswith("_ptr") or name in ("C", "room"))}
+                 if name not in constants and (name.endswith("_ptr") or name in ("C", "F", "room"))}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=divisible)
     built = triton.compile(source, GPUTarget("cuda", architecture, 32), {"num_warps": warps})
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -58,4 +69,6 @@ def build(kernel, types: dict, constants: dict, architecture: int, warps: int) -
         usage = subprocess.run(dump, capture_output=True, text=True, check=True).stdout
     return {"registers": int(re.search(r"REG:(\d+)", usage)[1]),
             "stack": int(re.search(r"STACK:(\d+)", usage)[1]),
-            "wide loads": len(re.findall(r"ld\.global[.\w]*\.v4\.b32", built.asm["ptx"]))}
+            **{what: len(re.findall(pattern, built.asm["ptx"])) for what, pattern in (
+                ("wide loads", r"ld\.global[.\w]*\.v4\.b32"), ("words", r"ld\.global\.b32"),
+                ("wide stores", r"st\.global[.\w]*\.v4\.b32"))}}

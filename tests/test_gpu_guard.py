@@ -18,7 +18,9 @@ from cnn.model import CNN
 from fast import choice
 from fast.gpu import guard
 from layers import BatchNorm1d, BatchNorm2d, Dropout, Dropout2d
+from load_data import Split
 from mlp.model import MLP
+from store.images import take
 
 DTYPES = [torch.float32, torch.bfloat16]
 
@@ -37,7 +39,7 @@ def test_masks_of_the_kernel_keep_the_rate():
     assert abs((flat[1:] * flat[:-1]).mean()) < 5 * 0.21 / n ** 0.5
 
 
-@pytest.mark.parametrize("kind", ["pool", "pool by value", "columns"])
+@pytest.mark.parametrize("kind", ["pool", "pool by value", "columns", "batch"])
 @on_kernels
 def test_guard_finds_the_kernels_right_and_draws_no_random_number(kind):
     state = torch.get_rng_state()
@@ -54,7 +56,7 @@ OUTPUTS = [("pool", "pool_kernel", "pooled"), ("pool", "pool_kernel", "code"),
            ("pool", "evaluation_kernel", "y"), ("columns", "columns_forward_kernel", "y"),
            ("columns", "columns_forward_kernel", "stats"),
            ("columns", "columns_backward_kernel", "sums"),
-           ("columns", "columns_backward_kernel", "dx")]
+           ("columns", "columns_backward_kernel", "dx"), ("batch", "batch_kernel", "x")]
 
 
 class Broken:
@@ -127,10 +129,53 @@ def test_networks_train_on_kernels_that_are_right_and_else_on_their_layers(broke
     torch.testing.assert_close(found, choice.pool_early(x, cnn.norm1, cnn.dropout))
 
 
+@pytest.mark.parametrize("exact", [False, True])
+@on_kernels
+def test_a_batch_is_taken_by_the_kernel_where_no_bit_differs(exact):
+    """A product with 1 / 255 instead of the division is off by a bit in some values."""
+    from fast.gpu import blocks, kernels
+
+    class Product:
+        def __getitem__(self, grid):
+            return lambda images, index, x, *_, **__: x.copy_((images[index].float() - 128) * (1 / 255))
+
+    split, index, said = split_of(3, (3, 4, 5)), torch.tensor([2, 0], device=DEVICE), io.StringIO()
+    guard.works.cache_clear()
+    with (mock.patch.object(kernels, "batch_kernel", kernels.batch_kernel if exact else Product()),
+          contextlib.redirect_stderr(said)):
+        function = guard.batch(split.images, index)
+        found = choice.batch(split, index)
+    guard.works.cache_clear()
+    assert function is (blocks.batch if exact else None)
+    assert all(map(torch.equal, found, take(split, index)))
+    assert len(said.getvalue().splitlines()) == (not exact)
+
+
+def split_of(n: int, shape: tuple[int, ...]) -> Split:
+    """n images of random bytes in a run's memory order."""
+    random = torch.Generator().manual_seed(n)
+    images = torch.randint(256, (n, *shape), dtype=torch.uint8, generator=random)
+    return Split(images.contiguous(memory_format=guard.memory_order(images)).to(DEVICE),
+                 torch.arange(n, device=DEVICE))
+
+
 def test_without_a_gpu_triton_is_not_loaded():
     """It takes seconds, and is not there on every system."""
     check = "import sys, training, cnn.model, mlp.model; sys.exit('triton' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], cwd=ROOT).returncode == 0
+
+
+def test_a_batch_is_left_to_pytorch_where_the_kernel_does_not_apply(monkeypatch):
+    monkeypatch.setattr(guard, "works", lambda *_: True)
+    monkeypatch.setattr(guard, "blocks", mock.MagicMock)
+    images, index = split_of(4, (3, 4, 5)).images.cpu(), torch.tensor([3, 0])
+    assert guard.batch(images, index) is None, "not on a GPU"
+    monkeypatch.setattr(guard, "DEVICE", "cpu")
+    assert guard.batch(images, index) and guard.batch(images.flatten(1), index)
+    for other in (images.contiguous(), images.float(), images.flatten(1)[:, ::2]):
+        assert guard.batch(other, index) is None
+    for other in (index.int(), torch.arange(4)[::2]):
+        assert guard.batch(images, other) is None
 
 
 def test_kernels_are_left_alone_where_they_do_not_apply(monkeypatch):

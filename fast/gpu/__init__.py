@@ -1,7 +1,7 @@
-"""The networks' blocks on a CUDA GPU, in Triton kernels; the training step as one CUDA graph.
+"""Blocks and batches on a CUDA GPU, in Triton kernels; the training step as one CUDA graph.
 
     guard.py     when the kernels take the layers' place, and whether they are right on this card
-    blocks.py    the blocks as functions of tensors, with their derivatives
+    blocks.py    blocks, with their derivatives, and batches as functions of tensors
     kernels.py   the kernels
     graph.py     a training step, recorded once and replayed
 

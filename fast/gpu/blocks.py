@@ -1,4 +1,4 @@
-"""The networks' blocks on a GPU, as functions of tensors with their derivatives; see kernels.py.
+"""The networks' blocks on a GPU, as functions of tensors with their derivatives, and their batches.
 
 Where dropout's masks come from:
     whole maps              PyTorch draws one number a map, the very ones of the plain path
@@ -21,7 +21,7 @@ from triton import cdiv, next_power_of_2
 
 from fast.blocks import drop_rate, plain_derivative
 from fast.gpu import kernels
-from fast.gpu.guard import normalize_each
+from fast.gpu.guard import memory_order, normalize_each
 from layers import BatchNorm, Dropout2d
 from layers.functional import batch_norm_in_training, kept
 from layers.normalize import differentiate, parameter_gradients
@@ -59,6 +59,16 @@ def norm_relu_dropout(x: Tensor, norms: Sequence[BatchNorm],
     y, mean, variance = NormRelu.apply(x.contiguous(), weight, bias, eps, keep, random)
     track(norms, mean, variance, N)
     return y
+
+
+def batch(images: Tensor, index: Tensor) -> Tensor:
+    """Images at `index`, normalized, in the memory order of store/images.take."""
+    x = torch.empty((len(index), *images.shape[1:]), device=images.device,
+                    memory_format=memory_order(images))
+    F = images[0].numel()
+    kernels.batch_kernel[len(index), cdiv(F, kernels.BYTES.value)](
+        images, index, x, F, num_warps=8)  # four bytes for each thread
+    return x
 
 
 def joined(parameters: list[Tensor | None]) -> Tensor | None:

@@ -1,8 +1,9 @@
-"""When the kernels take the layers' place on a GPU, and whether they are right on this card.
+"""When the kernels take PyTorch's place on a GPU, and whether they are right on this card.
 
 Nobody can try every card, driver and version of triton. So each kind of block is tried on a small
-input at its first use in a process, against its definition in float64. Where it fails or differs,
-one line says so, and the layers are computed one by one.
+input at its first use in a process, against its definition in float64, and a batch against
+store/images.take, of which no bit may differ. Where it fails or differs, one line says so, and
+it is computed without them.
 """
 
 import importlib
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 from fast.blocks import drop_rate
 from layers import BatchNorm, Dropout, Dropout2d
 from layers.functional import batch_norm, batch_norm_in_training, eager
+from load_data import Split
+from store.images import take
 
 DEVICE = "cuda"  # tests put "cpu" here, for triton's interpreter
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}  # relative error of a whole tensor
@@ -51,15 +54,33 @@ def mlp_block(x: Tensor, norm: nn.Module, dropout: nn.Module) -> Callable | None
     return None
 
 
+def batch(images: Tensor, index: Tensor) -> Callable | None:
+    """A function of images and an index into them that normalizes as store/images.take does."""
+    if (on_gpu(images) and images.dtype == torch.uint8 and index.device == images.device
+            and index.dtype == torch.int64 and index.is_contiguous()
+            and images.is_contiguous(memory_format=memory_order(images))
+            and works("batch", images.dtype, images.device)):
+        return blocks().batch
+    return None
+
+
+def memory_order(images: Tensor) -> torch.memory_format:
+    return torch.channels_last if images.dim() == 4 else torch.contiguous_format
+
+
 def blocks() -> ModuleType:
     """fast/gpu/blocks.py, which needs triton; loaded when it is asked for."""
     return importlib.import_module("fast.gpu.blocks")
 
 
+def on_gpu(x: Tensor) -> bool:  # the one of this process
+    return (x.device.type == DEVICE
+            and (DEVICE == "cpu" or x.get_device() == torch.cuda.current_device()))
+
+
 def suits(x: Tensor, norm: nn.Module) -> bool:
-    """Whether a kernel can take x, on this process's GPU, and the norm's parameters, in float32."""
-    return (x.device.type == DEVICE and x.dtype in TOLERANCE and 0 < x.numel() < 2 ** 31
-            and (DEVICE == "cpu" or x.get_device() == torch.cuda.current_device())
+    """Whether a kernel can take x, on a GPU, and the norm's parameters, in float32."""
+    return (on_gpu(x) and x.dtype in TOLERANCE and 0 < x.numel() < 2 ** 31
             and isinstance(norm, BatchNorm) and not norm.detach_statistics and eager()
             and all(values.dtype == torch.float32 and values.device == x.device
                     and values.is_contiguous()
@@ -74,10 +95,11 @@ def wants_gradient(x: Tensor, norm: BatchNorm) -> bool:
 
 @cache
 def works(kind: str, dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether the kernels of a kind of block agree with its definition; a line on stderr if not."""
+    """Whether the kernels of a kind agree with their definition; a line on stderr if not."""
     try:
         with torch.enable_grad(), torch.autocast(device.type, enabled=False):
-            fault = difference(kind, dtype, device)
+            fault = (difference_of_batch(device) if kind == "batch" else
+                     difference(kind, dtype, device))
     except Exception as error:  # no triton, no compiler, a card that it does not know
         fault = " ".join(f"{type(error).__name__}: {error}".split())[:200]
     if fault:
@@ -122,6 +144,16 @@ def difference(kind: str, dtype: torch.dtype, device: torch.device) -> str:
         if not error < TOLERANCE[dtype]:
             return f"{name} is off by {error:.1g}"
     return ""
+
+
+def difference_of_batch(device: torch.device) -> str:
+    """How the kernel's batch is not `take`'s, in words; empty if it is."""
+    random = torch.Generator().manual_seed(0)
+    pictures = torch.randint(256, (5, 3, 32, 32), dtype=torch.uint8, generator=random).to(device)
+    pictures = pictures.contiguous(memory_format=torch.channels_last)
+    index = torch.tensor([3, 0, 4, 3], device=device)
+    expected, _ = take(Split(pictures, pictures), index)
+    return "" if torch.equal(blocks().batch(pictures, index), expected) else "values differ"
 
 
 def step(function: Callable, *inputs: Tensor) -> dict[str, Tensor]:

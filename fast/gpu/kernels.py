@@ -1,4 +1,4 @@
-"""Batch normalization, ReLU, dropout and MaxPool in Triton kernels, of both networks.
+"""Batches, and batch normalization, ReLU, dropout and MaxPool of both networks, in Triton kernels.
 
 A CNN's x has shape (N, C, H, W) in channels_last order: the C values of a pixel lie side by side.
 As in fast/blocks.py, x is read once forward, for statistics and pooling, and once backward; all
@@ -20,6 +20,7 @@ WINDOWS = tl.constexpr(16)  # that a program of the CNN works on at a time, and 
 CHANNELS = tl.constexpr(64)
 ROWS = tl.constexpr(512)  # that a program of the MLP works on at a time, and its columns
 COLUMNS = tl.constexpr(4)
+BYTES = tl.constexpr(1024)  # of an image, for a program that gathers a batch
 NAN = tl.constexpr(tl.PropagateNan.ALL)  # a loss that is not a number must show
 
 
@@ -351,3 +352,14 @@ def passed(y_ptr, g_ptr, at, inside, factor):
     """The gradient that ReLU and dropout pass on: where y is not zero."""
     g = tl.load(g_ptr + at, inside, 0.0).to(tl.float32) * factor
     return tl.where(tl.load(y_ptr + at, inside, 0.0) > 0, g, 0.0)
+
+
+# A batch
+
+
+@triton.jit(do_not_specialize=["index_ptr"])
+def batch_kernel(images_ptr, index_ptr, x_ptr, F):
+    """x (n, F) = (images[index] - 128) / 255 in float32, of bytes (N, F) and an index (n,)."""
+    row, f = tl.program_id(0).to(tl.int64), tl.program_id(1) * BYTES + tl.arange(0, BYTES)
+    image = tl.load(images_ptr + tl.load(index_ptr + row) * F + f, f < F, 0).to(tl.float32)
+    tl.store(x_ptr + row * F + f, tl.div_rn(image - 128, 255.0), f < F)  # `/` may round otherwise
