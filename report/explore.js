@@ -1,18 +1,19 @@
 // What the page of `plot.py --explore` does: from all runs to those that the reader has chosen,
 // and from these to curves, parallel coordinates, a table and a comparison, drawn by plotly.js.
 "use strict";
-const { runs, settings, defaults, results, grids } = JSON.parse(at("data").textContent);
-const STYLES = [  // colours of Okabe and Ito, each with a dash of its own; the first is the ink's
-  ["", "solid"], ["#d55e00", "dash"], ["#56b4e9", "solid"], ["#0072b2", "dot"],
-  ["#c98a00", "dashdot"], ["#009e73", "longdash"], ["#aa4499", "dash"], ["#888888", "dot"],
-  ["#0072b2", "longdashdot"], ["#d55e00", "dot"]];
-const BORDERS = { solid: "solid", dot: "dotted" };  // of a swatch in the table; else dashed
+const { runs, settings, defaults, results, grids, hues, dashes } =
+  JSON.parse(at("data").textContent);
+const COLOURED = 10;  // curves
+const HUES = [...hues.map(([, hue]) => hue),  // and those of learning rates without a figure
+  "#c98a00", "#009e73", "#aa4499", "#888888", "#a0522d", "#e07ba8", "#8a8a00", "#5a5ad0"];
+const CIVIDIS = ["#00224e", "#434e6c", "#7d7c78", "#bcae6c", "#fee838"];
+const SYMBOLS = { "": "", circle: "●", square: "■", "triangle-up": "▲", diamond: "◆",
+                  "triangle-down": "▼", star: "★", "triangle-right": "▶", hexagon: "⬢" };
+const AT_BEST = "at the best validation accuracy";
 const MEANING = {
   val_acc: "validation accuracy, best epoch", val_loss: "validation loss, lowest",
-  test_acc: "test accuracy at the best validation accuracy",
-  test_loss: "test loss at the best validation accuracy",
-  train_acc: "training accuracy at the best validation accuracy",
-  train_loss: "training loss at the best validation accuracy",
+  test_acc: `test accuracy ${AT_BEST}`, test_loss: `test loss ${AT_BEST}`,
+  train_acc: `training accuracy ${AT_BEST}`, train_loss: `training loss ${AT_BEST}`,
   epochs: "epochs trained", best_epoch: "epoch of the best validation accuracy",
   seconds: "seconds of training" };
 const SHORT = { learning_rate: "lr", batch_size: "batch", drop_rate: "drop",
@@ -41,11 +42,8 @@ const markup = text => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;");  /
 const css = name => getComputedStyle(document.documentElement).getPropertyValue(name);
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const isLoss = key => key.endsWith("loss");
-
-function compare(a, b) {
-  if (typeof a === "number" && typeof b === "number") return a - b;
-  return show(a).localeCompare(show(b), "en", { numeric: true });
-}
+const compare = (a, b) => typeof a === "number" && typeof b === "number" ? a - b
+  : show(a).localeCompare(show(b), "en", { numeric: true });
 
 function valuesOf(list, key) {
   return unique(list.map(run => run[key])).filter(value => value !== null).sort(compare);
@@ -65,19 +63,16 @@ const result = (group, key) => statistics(ahead(group).map(run => run[key]));
 
 function number(key, { n, mean, sd }) {
   if (!n) return "–";
-  const digits = { epochs: 0, seconds: 1, best_epoch: n > 1 ? 1 : 0 }[key] ?? 4;
-  const text = x => Math.abs(x) < 1e5 ? x.toFixed(digits) : x.toExponential(3);
-  return text(mean) + (n > 1 ? ` ± ${text(sd)}` : "");
+  const digits = { epochs: 0, seconds: 1, best_epoch: n > 1 ? 1 : 0 }[key];
+  const text = x => Math.abs(x) < 1e5 ? x.toFixed(digits ?? 4) : x.toExponential(3);
+  return text(mean) + (n > 1 && digits === undefined ? ` ± ${text(sd)}` : "");
 }
 
-function describe(group, keys) {
-  const parts = keys.map(key => {
-    const value = group.runs[0][key];
-    if (value === null || value === defaults[key]) return "";  // the usual goes without saying
-    return value === true ? words(key) : `${SHORT[key] ?? words(key)} ${show(value)}`.trim();
-  });
-  return parts.filter(Boolean).join(", ");
-}
+// The usual goes without saying.
+const describe = (group, keys) => keys.map(key => [key, group.runs[0][key]])
+  .filter(([key, value]) => value !== null && value !== defaults[key])
+  .map(([key, value]) => value === true ? words(key)
+    : `${SHORT[key] ?? words(key)} ${show(value)}`.trim()).join(", ");
 const shownKeys = () => varying.filter(
   key => !["state", "num_epochs"].includes(key) && (choice.single || key !== "seed"));
 const label = group => describe(group, shownKeys()) || group.runs[0].name;
@@ -87,15 +82,9 @@ const label = group => describe(group, shownKeys()) || group.runs[0].name;
 const passes = (run, except) => Object.entries(choice.filters).every(
   ([key, wanted]) => key === except || !wanted.size || wanted.has(show(run[key])));
 
-function grouped(list) {
-  const groups = new Map();
-  for (const run of list) {
-    const key = choice.single ? `${run.group}/${run.name}` : run.group;
-    if (!groups.has(key)) groups.set(key, { key, runs: [] });
-    groups.get(key).runs.push(run);
-  }
-  return [...groups.values()];
-}
+const grouped = list => [...Map.groupBy(
+  list, run => choice.single ? `${run.group}/${run.name}` : run.group)].map(
+  ([key, runs]) => ({ key, runs }));
 
 function sorted(groups) {
   const { sort, descending } = choice;
@@ -136,7 +125,19 @@ function layout(more) {
            xaxis: { ...axis, ...more.xaxis }, yaxis: { ...axis, ...more.yaxis } };
 }
 
-const style = i => [STYLES[i][0] || css("--ink"), STYLES[i][1]];
+// Colour is the learning rate and dash the drop rate, as in the report's figures; symbols tell
+// apart those that share both. All runs take part, so that filters change none of it.
+function stylesOf(groups) {
+  const rates = unique([...hues.map(([rate]) => rate),
+                        ...runs.map(run => run.learning_rate).sort(compare)]);
+  const alike = {}, symbols = Object.keys(SYMBOLS);
+  return new Map(groups.map(({ key, runs: [{ learning_rate, drop_rate }] }) => {
+    const color = HUES[rates.indexOf(learning_rate) % HUES.length];
+    const dash = (new Map(dashes).get(drop_rate) ?? [2, 2]).map(x => `${2 * x}px`).join();
+    const rank = (alike[color + dash] ??= []).push(key) - 1;
+    return [key, { color, dash: dash || "solid", symbol: symbols[rank % symbols.length] }];
+  }));
+}
 
 function points(group) {
   const lines = group.runs.map(run => run.curves[choice.measure]);
@@ -144,7 +145,7 @@ function points(group) {
     { epoch: i + 1, ...statistics(lines.map(line => line[i])) }));
 }
 
-function lineAndBand(group, [color, dash], name) {
+function lineAndBand(group, { color, dash, symbol }, name) {
   const line = points(group).filter(point => point.n), band = line.filter(point => point.n > 1);
   const common = { name: markup(name), legendgroup: group.key };
   return [
@@ -154,32 +155,37 @@ function lineAndBand(group, [color, dash], name) {
       mode: "none", fill: "toself", fillcolor: color, opacity: .18,
       hoverinfo: "skip", showlegend: false },
     { ...common, x: line.map(point => point.epoch), y: line.map(point => point.mean),
-      mode: line.length > 1 ? "lines" : "markers", line: { color, dash, width: 2 },
-      marker: { color },
+      mode: line.length < 2 ? "markers" : symbol ? "lines+markers" : "lines",
+      line: { color, dash, width: 2 }, marker: { color, symbol, size: 8, maxdisplayed: 9 },
+      cliponaxis: false,
       text: line.map(point => number("", point) + (point.n > 1 ? `, n = ${point.n}` : "")),
       hovertemplate: "%{fullData.name}<br>epoch %{x}: %{text}<extra></extra>" }];
 }
 
-function drawCurves(shown) {
-  const best = shown.slice(0, STYLES.length), rest = shown.slice(STYLES.length);
+function drawCurves(shown, best, styles) {
+  const rest = shown.filter(group => !best.includes(group));
+  const longest = most(best.flatMap(group => group.runs));
   const [differing, common] = [true, false].map(differs => shownKeys().filter(
     key => differs === (unique(best.map(group => group.runs[0][key])).length > 1)));
-  const coloured = best.flatMap((group, i) => lineAndBand(
-    group, style(i), describe(group, differing) || label(group)));
+  const coloured = best.flatMap(group => lineAndBand(
+    group, styles.get(group.key), describe(group, differing) || label(group)));
   const others = rest.flatMap(group => [...points(group), { epoch: null, mean: null }]);
   const faint = { x: others.map(point => point.epoch), y: others.map(point => point.mean),
                   mode: "lines", line: { color: "rgba(128, 128, 128, .25)", width: 1 },
                   hoverinfo: "skip", showlegend: false };
-  const heights = coloured.flatMap(trace => trace.y);
-  const low = Math.min(...heights), high = Math.max(...heights), pad = (high - low) * .06 || .01;
-  const narrow = at("curves").clientWidth < 850;
-  const legend = narrow ? { orientation: "h", y: -.22, yanchor: "top" } : { tracegroupgap: 3 };
+  const heights = coloured.flatMap(trace => trace.y), low = Math.min(...heights);
+  const high = Math.max(...heights), pad = (high - low) * .06 || .01;
+  const legend = at("curves").clientWidth < 850
+    ? { orientation: "h", y: -.22, yanchor: "top" } : { tracegroupgap: 3 };
   Plotly.react("curves", [faint, ...coloured], layout({
-    xaxis: { title: { text: "epoch" }, rangemode: "tozero" },
+    xaxis: { title: { text: "epoch" }, range: longest > 1 ? [1, longest] : [.5, 1.5],
+             ...(longest < 10 && { dtick: 1 }) },
     yaxis: { title: { text: words(choice.measure) },
              range: heights.length ? [low - pad, high + pad] : [0, 1] }, legend }), OPTIONS);
   at("curves-note").textContent = !best.length ? "No run with these values." :
-    `In colour: the first ${best.length} rows of the table` +
+    `In colour: the ${shown.length === 1 ? "only row"
+      : best.length < Math.min(COLOURED, shown.length) ? "ticked rows"
+      : `first ${best.length} rows`} of the table` +
     (choice.single ? "" : ", means over seeds; a band is ± one standard deviation") +
     (best.length > 1 && common.length ? `; all of them: ${describe(best[0], common)}` : "") +
     (rest.length ? `. In grey: the other ${rest.length}.` : ".");
@@ -210,14 +216,16 @@ function drawParallel(groups, used) {
   const worth = group => result(group, choice.measure).mean * (isLoss(choice.measure) ? -1 : 1);
   const lines = groups.filter(group => result(group, choice.measure).n)
     .sort((a, b) => worth(a) - worth(b));  // the best on top
+  const color = lines.map(group => result(group, choice.measure).mean);
+  const scale = CIVIDIS.slice(...(dark.matches ? [1] : [0, -1]));  // without the paper's own
   Plotly.react("parallel", [{
     type: "parcoords", labelfont: { size: 12 }, tickfont: { size: 11 },
     rangefont: { size: 1, color: "transparent" },
     dimensions: used.map(({ key, value, ...more }) => ({
       name: key, label: words(key).replaceAll(" ", "<br>"), values: lines.map(value),
       constraintrange: choice.brushes[key], ...more })),
-    line: { color: lines.map(group => result(group, choice.measure).mean), showscale: true,
-            colorscale: "Cividis", reversescale: dark.matches === isLoss(choice.measure),
+    line: { color, showscale: unique(color).length > 1, reversescale: isLoss(choice.measure),
+            colorscale: scale.map((shade, i) => [i / (scale.length - 1), shade]),
             colorbar: { title: { text: words(choice.measure), side: "right" } } },
     unselected: { line: { color: "#888888", opacity: .08 } } }],
   layout({ margin: { l: 50, r: 20, t: 90, b: 24 } }), OPTIONS);
@@ -241,7 +249,7 @@ function drawShares() {
   if (!list.length) return;
   const longest = Math.max(...list.flatMap(shares).map(([, share]) => share));
   Plotly.react("shares", list.map((grid, i) => ({
-    type: "bar", orientation: "h", name: markup(grid.title), marker: { color: STYLES[3 + i][0] },
+    type: "bar", orientation: "h", name: markup(grid.title), marker: { color: HUES[i] },
     y: shares(grid).map(([effect]) => words(effect)), x: shares(grid).map(([, share]) => share),
     text: shares(grid).map(([, share]) => `${(100 * share).toFixed(1)} %`),
     textposition: "outside", cliponaxis: false, hovertemplate: "%{y}: %{text}<extra></extra>" })),
@@ -252,7 +260,13 @@ function drawShares() {
 
 // Table
 
-function drawTable(shown) {
+function swatch({ color, dash, symbol }) {
+  return element("span", { className: "swatch", innerHTML: `<svg>
+    <path d="M0 6H48" stroke="${color}" stroke-dasharray="${dash}"/>
+    <text x="24" y="10" fill="${color}">${SYMBOLS[symbol]}</text></svg>` });
+}
+
+function drawTable(shown, best, styles) {
   const tests = results.filter(key => key.startsWith("test"));
   const differing = shownKeys().filter(key => shown.length < 2
     || valuesOf(shown.flatMap(group => group.runs), key).length > 1);
@@ -268,7 +282,7 @@ function drawTable(shown) {
       choice.sort = key;
       draw();
     } }, words(key))))));
-  at("table").tBodies[0].replaceChildren(...shown.map((group, i) => {
+  at("table").tBodies[0].replaceChildren(...shown.map(group => {
     const box = element("input", {
       type: "checkbox", name: group.key, checked: choice.pair.includes(group.key),
       ariaLabel: `compare ${label(group)}`,
@@ -277,11 +291,9 @@ function drawTable(shown) {
         choice.pair = box.checked ? [...others, group.key].slice(-2) : others;
         draw();
       } });
-    const swatch = element("span", { className: "swatch" });
-    const [color, dash] = STYLES[i] ? style(i) : [];
-    if (color) swatch.style.borderTop = `3px ${BORDERS[dash] ?? "dashed"} ${color}`;
     return element("tr", { className: box.checked ? "chosen" : "", title: group.runs[0].name },
-      element("td", {}, box, swatch), ...columns.map(key => cell(group, key)));
+      element("td", {}, box, best.includes(group) ? swatch(styles.get(group.key)) : ""),
+      ...columns.map(key => cell(group, key)));
   }));
 }
 
@@ -297,18 +309,18 @@ function text(group, key) {
 }
 
 function cell(group, key) {
-  const failures = valuesOf(group.runs, "failure");
-  if (key === "state" && failures.length)
-    return element("td", { className: "bad", title: failures.join("; ") }, text(group, key));
+  const failures = key === "state" ? valuesOf(group.runs, "failure").join("; ") : "";
   const usual = key in defaults && group.runs[0][key] === defaults[key];
-  return element("td", { className: usual ? "usual" : "" }, text(group, key));
+  return element("td", { className: failures ? "bad" : usual ? "usual" : "", title: failures },
+                 text(group, key));
 }
 
-function drawPair(groups) {
-  const pair = choice.pair.map(key => groups.find(group => group.key === key)).filter(Boolean);
+function drawPair(pair) {
   if (pair.length < 2) {
-    at("pair").replaceChildren(element("p", {}, `Tick ${pair.length ? "one more row" : "two rows"}`
-      + " in the table."));
+    const hidden = choice.pair.length - pair.length;
+    at("pair").replaceChildren(element("p", {}, hidden === 2 ? "The ticked rows are filtered out."
+      : hidden ? "A ticked row is filtered out."
+      : `Tick ${pair.length ? "one more row" : "two rows"} in the table.`));
     return;
   }
   const row = texts => element("tr", {}, ...texts.map(part => element("td", {}, part)));
@@ -327,8 +339,9 @@ function drawPair(groups) {
   const [differing, same] = [true, false].map(
     differs => facts.filter(([, a, b]) => differs === (a !== b)));
   at("pair").replaceChildren(
-    element("table", {}, element("tr", {}, ...["", ...pair.map(label), "difference"].map(
-      part => element("th", {}, part))), ...differing.map(row), ...measured.map(row)),
+    element("table", {}, element("tr", {}, ...["", ...pair.map(label),
+      "difference (right − left)"].map(part => element("th", {}, part))),
+    ...differing.map(row), ...measured.map(row)),
     element("details", {}, element("summary", {}, `${same.length} that both share`),
             element("table", {}, ...same.map(([key, value]) => row([key, value])))));
 }
@@ -344,16 +357,19 @@ const inView = new IntersectionObserver(([{ isIntersecting }]) => {
 function draw(parallel = true) {
   const groups = grouped(runs.filter(run => passes(run))), used = axes();
   const shown = sorted(groups.filter(group => used.every(axis => inside(group, axis))));
+  const all = grouped(runs), styles = stylesOf(all);
+  const pair = choice.pair.map(key => shown.find(group => group.key === key)).filter(Boolean);
+  const best = pair.length === 2 ? pair : shown.slice(0, COLOURED);
   const count = shown.reduce((sum, group) => sum + group.runs.length, 0);
   const focus = document.activeElement.name;
   at("count").textContent = `${count} of ${runs.length} runs` +
-    (choice.single ? "" : `, ${shown.length} of ${grouped(runs).length} settings`);
+    (choice.single ? "" : `, ${shown.length} of ${all.length} settings`);
   drawFilters();
-  drawTable(shown);
-  drawPair(groups);
+  drawTable(shown, best, styles);
+  drawPair(pair);
   document.getElementsByName(focus)[0]?.focus({ preventScroll: true });
   if (!window.Plotly) return;  // not read yet, but the table is there
-  drawCurves(shown);
+  drawCurves(shown, best, styles);
   cancelAnimationFrame(later);
   later = requestAnimationFrame(() => setTimeout(drawShares));
   if (!parallel) return;
@@ -375,8 +391,8 @@ at("clear").onclick = () => {
   Object.assign(choice, { filters: {}, brushes: {} });
   draw();
 };
-at("same").textContent = "All runs: " + settings.filter(key => !varying.includes(key)
-  && valuesOf(runs, key).length).map(key => `${words(key)} ${show(valuesOf(runs, key)[0])}`)
+at("same").textContent = "All runs: " + settings.map(key => [key, valuesOf(runs, key)])
+  .filter(([, all]) => all.length === 1).map(([key, [value]]) => `${words(key)} ${show(value)}`)
   .join(", ") + `. As of ${new Date(document.lastModified).toLocaleString()}.`;
 dark.addEventListener("change", () => draw());
 draw();

@@ -9,6 +9,7 @@ import re
 from dataclasses import MISSING, fields
 from pathlib import Path
 
+from report.drawing import DASHES, HUES
 from report.results import data_name
 from report.studies import Source, summary
 from report.variance import grids, shares
@@ -88,6 +89,8 @@ def unwrapped(code: str) -> str:
 def page_data(source: Source) -> dict:
     found = {key: {grid.network: grid for grid in grids(source, key)} for key in RESULTS}
     return {"settings": [*SETTINGS, "data", "state"], "defaults": SETTINGS, "results": RESULTS,
+            "hues": [*HUES.items()],
+            "dashes": [(rate, [] if dash == "-" else dash[1]) for rate, dash in DASHES.items()],
             "runs": [page_run(run) for run in source.records],
             "grids": [{"title": str(grid), "seeds": len(grid.seeds),
                        "shares": {key: shares(found[key][network].values) for key in RESULTS}}

@@ -15,12 +15,14 @@ import numpy as np
 import pandas
 import pytest
 from conftest import ROOT
+from matplotlib.colors import to_rgb
 from selenium import webdriver
 from selenium.webdriver import ActionChains
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
+from report.drawing import HUES
 from report.explore import SETTINGS, write_page, write_runs
 from report.results import read_results
 from report.studies import Source, read_source
@@ -422,13 +424,78 @@ def test_two_rows_side_by_side(explorer):
     assert explorer("return document.activeElement.type") == "checkbox"  # which the new table has
     explorer.tick(1)
     rows = [row.split("\t") for row in explorer.texts("#pair > table tr")]
-    assert rows[0] == ["mlp, batch 1024, lr 0.01, drop 0", "mlp, batch 1024, lr 0.002, drop 0", "difference"]
+    assert rows[0] == ["mlp, batch 1024, lr 0.01, drop 0", "mlp, batch 1024, lr 0.002, drop 0",
+                       "difference (right − left)"]
+    assert len(explorer.curves()) == len(explorer.texts("#table tr.chosen .swatch")) == 2
     assert rows[1][0] == "run" and rows[1][1].split(", ") == [run.name for run in RUNS[8:10]]
     assert rows[2] == ["learning rate", "0.01", "0.002"]
     assert ["validation accuracy, best epoch", "0.5050 ± 0.0071", "0.4250 ± 0.0071", "−0.0800"] in rows
     assert "drop rate" not in [row[0] for row in rows]
     explorer.chromium.find_element(By.TAG_NAME, "summary").click()
     assert ["drop rate", "0"] in [row.split("\t") for row in explorer.texts("#pair details tr")]
+
+
+def test_a_filter_that_hides_ticked_rows_says_so(explorer):
+    keys = explorer("return [...document.querySelectorAll('#table tbody input')].map(box => box.name)")
+    for key in [key for key in keys if key.startswith("mlp")][:2]:
+        explorer.click(key)
+    assert len(explorer.curves()) == len(explorer.texts("#table .swatch")) == 2
+    assert explorer.texts("#curves-note")[0].startswith("In colour: the ticked rows")
+    explorer.click("network=cnn")
+    assert explorer.texts("#pair") == ["The ticked rows are filtered out."]
+    assert len(explorer.curves()) > 2
+    explorer.choose("single", "run")  # forgets ticks
+
+
+def test_a_setting_keeps_its_look_through_filters(explorer):
+    look = ("return Object.fromEntries(document.getElementById('curves').data.filter(t => t.hovertemplate)"
+            ".map(t => [t.legendgroup, [t.line.color, t.line.dash, t.marker.symbol]]))")
+    seen = explorer(look)
+    explorer.click("learning_rate=0.001")
+    explorer.click("drop_rate")  # another order
+    after = explorer(look)
+    both = seen.keys() & after.keys()
+    assert len(both) > 3 and {key: seen[key] for key in both} == {key: after[key] for key in both}
+    assert {colour for colour, *_ in after.values()} == {HUES[0.001]}
+    assert len({tuple(style) for style in after.values()}) == len(after)
+    rows = explorer("return [...document.querySelectorAll('#table tbody tr')].filter(row => row.querySelector("
+                    "'path')).map(row => [row.querySelector('input').name, ['stroke', 'stroke-dasharray'].map("
+                    "key => row.querySelector('path').getAttribute(key))])")
+    assert dict(rows) == {key: style[:2] for key, style in after.items()}
+
+
+def test_one_row_has_no_colour_bar(explorer):
+    bar = "return document.getElementById('parallel').data[0].line.showscale"
+    explorer("document.getElementById('parallel').scrollIntoView()")
+    WebDriverWait(explorer.chromium, 60).until(lambda _: explorer(bar))
+    explorer.click("network=cnn")
+    explorer.click("drop_rate=0.4")
+    assert explorer.texts("#curves-note")[0].startswith("In colour: the only row of the table")
+    WebDriverWait(explorer.chromium, 60).until(lambda _: explorer(bar) is False)
+    assert explorer("return document.querySelectorAll('#parallel .colorbar').length") == 0
+    explorer("scrollTo(0, 0)")
+
+
+def test_the_best_is_the_light_end_as_in_the_heat_maps(explorer):
+    line = "return document.getElementById('parallel').data[0].line"
+    explorer("document.getElementById('parallel').scrollIntoView()")
+    for measure, reversed_ in (("test_loss", True), ("val_acc", False)):
+        explorer.choose("measure", measure)
+        WebDriverWait(explorer.chromium, 60).until(lambda _, want=reversed_: explorer(line)["reversescale"] is want)
+        light = [sum(to_rgb(shade)) for _, shade in explorer(line)["colorscale"]]
+        assert light == sorted(light) and light[-1] < 2
+    explorer("scrollTo(0, 0)")
+
+
+def test_epochs_are_whole_and_start_at_1(explorer):
+    assert explorer("return document.getElementById('curves').layout.xaxis.range") == [1, 4]
+    ticks = explorer("return [...document.querySelectorAll('#curves .xtick')].map(tick => tick.textContent)")
+    assert ticks == ["1", "2", "3", "4"]
+
+
+def test_the_best_epoch_has_no_deviation(explorer):
+    assert any("±" in text for text in explorer.column("val_acc"))
+    assert not any("±" in text for text in explorer.column("best_epoch"))
 
 
 def test_a_row_for_each_run(explorer):
