@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fast.adam import adam
-from fast.choice import batch
+from fast.batch import batch
 from fast.gpu.graph import GraphedStep, wants_graph
 from load_data import Data, Split
 from store.images import augmented, evaluation_batches

@@ -1,4 +1,4 @@
-"""Which function computes a network's block, and a batch: decided here, for every device.
+"""Which function computes a network's block: decided here, for every device.
 
 A CNN's block is MaxPool(dropout(ReLU(norm(x)))), an MLP's dropout(ReLU(norm(x))). A function may
 take its modules' place only where nobody could tell: for exactly the classes of layers/ as they
@@ -16,19 +16,10 @@ from fast.blocks import drop_rate, norm_relu_dropout_pool
 from fast.gpu import guard
 from layers import BatchNorm1d, BatchNorm2d, Dropout, Dropout2d
 from layers.functional import by_bits, eager
-from load_data import Split
-from store.images import take
 
 # A layer acts through these two; anyone may put something else in their place.
 ORIGINAL = {kind: (kind.__call__, kind.forward)
             for kind in (BatchNorm1d, BatchNorm2d, Dropout, Dropout2d, nn.Identity)}
-
-
-def batch(split: Split, index: Tensor) -> tuple[Tensor, Tensor]:
-    """store/images.take; on a GPU the images are gathered and normalized in one kernel."""
-    if kernel := guard.batch(split.images, index):
-        return kernel(split.images, index), split.labels.index_select(0, index)
-    return take(split, index)
 
 
 def faster(x: Tensor, norm: nn.Module, dropout: nn.Module) -> Callable | None:

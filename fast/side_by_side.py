@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from fast.adam import step_together
-from fast.choice import batch, faster_hidden
+from fast.batch import batch
+from fast.choice import faster_hidden
 from fast.linear import applies, linear
 from store.images import evaluation_batches
 from training import Trainer, answer, cross_entropy

@@ -16,6 +16,7 @@ from torch import nn
 
 from cnn.model import CNN
 from fast import choice
+from fast.batch import batch
 from fast.gpu import guard
 from layers import BatchNorm1d, BatchNorm2d, Dropout, Dropout2d
 from load_data import Split
@@ -144,7 +145,7 @@ def test_a_batch_is_taken_by_the_kernel_where_no_bit_differs(exact):
     with (mock.patch.object(kernels, "batch_kernel", kernels.batch_kernel if exact else Product()),
           contextlib.redirect_stderr(said)):
         function = guard.batch(split.images, index)
-        found = choice.batch(split, index)
+        found = batch(split, index)
     guard.works.cache_clear()
     assert function is (blocks.batch if exact else None)
     assert all(map(torch.equal, found, take(split, index)))

@@ -12,7 +12,7 @@ import pytest
 from fast import linear
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = ["fast", "layers", "mlp", "cnn", "store", "load_data.py", "pyproject.toml", "tests/conftest.py",
+SOURCES = ["fast", "layers", "mlp", "cnn", "pyproject.toml", "tests/conftest.py",
            "tests/comparison.py", "tests/test_layers.py", "tests/test_dropout.py", "tests/test_networks.py",
            "tests/test_linear.py"]
 

@@ -19,8 +19,6 @@ from torch import Tensor, nn
 from fast.blocks import drop_rate
 from layers import BatchNorm, Dropout, Dropout2d
 from layers.functional import batch_norm, batch_norm_in_training, eager
-from load_data import Split
-from store.images import take
 
 DEVICE = "cuda"  # tests put "cpu" here, for triton's interpreter
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}  # relative error of a whole tensor
@@ -148,6 +146,9 @@ def difference(kind: str, dtype: torch.dtype, device: torch.device) -> str:
 
 def difference_of_batch(device: torch.device) -> str:
     """How the kernel's batch is not `take`'s, in words; empty if it is."""
+    from load_data import Split  # not at the top: a network needs no data set
+    from store.images import take
+
     random = torch.Generator().manual_seed(0)
     pictures = torch.randint(256, (5, 3, 32, 32), dtype=torch.uint8, generator=random).to(device)
     pictures = pictures.contiguous(memory_format=torch.channels_last)
