@@ -163,7 +163,8 @@ def heat_maps(figure: Figure, view: View) -> None:
         axes.spines[:].set_visible(False)
     figure.colorbar(picture, ax=panels, extend="min", aspect=30).outline.set_visible(False)
     headline(figure, title)
+    darkest = "; drop rates above 0.6 are all of the darkest colour" * any(
+        float(label.split("_")[2]) > 0.6 for label in view.curves)
     one = "; cells without n have one seed" * (1 in view.seeds and len(view.seeds) > 1)
     notes(figure, *footer(view, "solid frame: highest accuracy; dotted: lowest validation loss, "
-                                "by which settings are ranked; higher drop rates than 0.6 have the "
-                                "darkest colour" + one))
+                                "by which settings are ranked" + darkest + one))

@@ -113,7 +113,7 @@ def networks(figure: Figure, views: dict[str, View]) -> None:
     axes.set(xlabel="epoch", ylabel="accuracy (%)", title=title, xlim=(1, max(2, longest)))
     label_ends(axes, names)
     notes(figure, *(f"{name}: {footer(view)[0]}" for name, view in used.items()),
-          "each for the epochs of its protocol; mean over seeds")
+          "each for its own epochs; mean over seeds")
 
 
 def defaults(name: str) -> str:

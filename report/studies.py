@@ -310,8 +310,9 @@ class View:
     def origin(self) -> str:
         """Of how many versions of the code and devices its runs are."""
         known = {name: n for name, n in self.versions.most_common() if name}
-        parts = [f"{n} runs of code {name}" for name, n in known.items()]
-        parts += [f"{self.versions['']} runs whose code was not recorded"] * ("" in self.versions)
+        parts = [f"{runs_text(n)} of code {name}" for name, n in known.items()]
+        if "" in self.versions:
+            parts.append(f"{runs_text(self.versions[''])} whose code was not recorded")
         processors = f"{len(self.devices)} processor{'s' * (len(self.devices) > 1)}"
         return f"{', '.join(parts)}; {processors}" if parts else ""
 
@@ -345,6 +346,10 @@ class View:
     def seeds_text(self) -> str:
         low, high = min(self.seeds, default=0), max(self.seeds, default=0)
         return f"{low} seed{'s' * (low != 1)}" if low == high else f"{low} to {high} seeds"
+
+
+def runs_text(n: int) -> str:
+    return f"{n} run{'s' * (n != 1)}"
 
 
 def read_source(runs_dir: Path | None, results: Path = RESULTS) -> Source:

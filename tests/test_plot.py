@@ -879,7 +879,7 @@ def test_several_versions_are_told(tmp_path, monkeypatch):
     mixed = fabricate("mlp", settings[:1], **CODE) + fabricate("mlp", settings[1:])
     views, source = look_at(mixed)
     assert views["batchsize"].origin == (
-        "1 runs of code aaaa, 3 runs whose code was not recorded; 1 processor")
+        "1 run of code aaaa, 3 runs whose code was not recorded; 1 processor")
     assert "; MLP, batch size; " in report.blocks(views, source)["runs"]
     notebook = Notebook(monkeypatch)
     draw_all({"batchsize": views["batchsize"]}, source, tmp_path)
