@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
@@ -246,6 +246,13 @@ class Curve:
         return float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
 
 
+@cache
+def _asked(network: str) -> set[str]:
+    """The experiments of all studies: one of another study is none that somebody added."""
+    return {experiment(Settings.parse(network, name)) for study in STUDIES.values()
+            if study.network == network for name in study.settings.values()}
+
+
 class View:
     """A study as far as its runs have come.
 
@@ -265,7 +272,7 @@ class View:
         self.settings = {label: experiment(Settings.parse(study.network, name))
                          for label, name in study.settings.items()}
         for name in chosen if study.more else ():
-            if match := re.fullmatch(study.more, name):
+            if name not in _asked(study.network) and (match := re.fullmatch(study.more, name)):
                 self.settings.setdefault("".join(match.groups()), name)
         found = {label: chosen.get(name, {}) for label, name in self.settings.items()}
         asked = Counter(max(run.num_epochs for run in seeds.values())

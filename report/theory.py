@@ -246,22 +246,5 @@ def shifts(networks: list[nn.Module], data: Data) -> dict:
             "accuracy": [[mean(network, n) for n in SHIFTS] for network in networks]}
 
 
-def size(name: str) -> tuple[int, int]:
-    """Parameters of a network at its defaults, and multiplications for one image.
-
-    Counted are convolutions and linear layers: each weight once per position.
-    """
-    network, x = {"mlp": (mlp.model.MLP(), torch.zeros(1, 3072)),
-                  "cnn": (cnn.model.CNN(), torch.zeros(1, 3, 32, 32))}[name]
-    counts: list[int] = []
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            module.register_forward_hook(lambda module, _, y: counts.append(
-                module.weight.numel() * (y[0, 0].numel() if y.dim() == 4 else 1)))
-    with torch.no_grad():
-        network.eval()(x)
-    return sum(parameter.numel() for parameter in network.parameters()), sum(counts)
-
-
 TOPICS = {"bagging": bagging, "statistics": statistics, "shifts": shifts, "confusion": confusion,
           "filters": filters}

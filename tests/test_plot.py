@@ -16,12 +16,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT, run_main
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
+from torch import nn
 
+from cnn.model import CNN
+from mlp.model import MLP
 from report import text as report
 from report.drawing import BLUE, GREEN, ORANGE, SCALE, SKY, ink
 from report.figures import catalogue, draw_all
@@ -36,6 +40,7 @@ from report.findings import (
     Finding,
     findings,
 )
+from report.measured import SIZES
 from report.results import collect, read_results, read_runs, write_theory
 from report.statistics import Estimate, Pool, holm, optimism, p_value, t_quantile
 from report.studies import ARGUMENTS, STUDIES, Curve, Source, View, experiment, read_source, summary
@@ -1009,12 +1014,15 @@ def test_larger_batches_are_timed_by_the_bench():
 
 
 def test_the_sizes_of_the_networks_need_no_trained_one():
-    from report.theory import size
-
-    convolutions = 28 ** 2 * 128 * 3 * 25 + 12 ** 2 * 64 * 128 * 9
-    multiplications = convolutions + 2304 * 10
-    assert size("cnn") == (106_954, multiplications)
-    assert size("mlp") == (308_510, 3072 * 100 + 100 * 10)
+    for name, network, x in (("mlp", MLP(), torch.zeros(1, 3072)), ("cnn", CNN(), torch.zeros(1, 3, 32, 32))):
+        counts = []  # each weight of a convolution or linear layer counts once for each place
+        for module in network.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                module.register_forward_hook(lambda module, _, y, counts=counts: counts.append(
+                    module.weight.numel() * (y[0, 0].numel() if y.dim() == 4 else 1)))
+        network.eval()(x)
+        assert SIZES[name] == (sum(each.numel() for each in network.parameters()), sum(counts))
+    multiplications = 28 ** 2 * 128 * 3 * 25 + 12 ** 2 * 64 * 128 * 9 + 2304 * 10
     views, source = look_at(fabricate("mlp", all_settings("batchsize")))
     text = report.blocks(views, source)["shifts"]
     assert f"| CNN | 106,954 | {multiplications:,} | Not run yet. |" in text
