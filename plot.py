@@ -65,7 +65,7 @@ def relocated(text: str, options, flags: str, figures: list[Path]) -> str:
     text = re.sub(r"!\[[^]]*\]\(pics/(\w+)\.\w+\)\n*",
                   lambda match: match[0] if match[1] in drawn else "", text)
     text = re.sub(r"<details><summary>.*</summary>\s*</details>\n*", "", text)
-    text = re.sub(r"`((\./run_grid\.sh|python theory\.py) [^`\n]*)`",
+    text = re.sub(r"`((\./run_grid\.sh|python (theory|\w+/main)\.py) [^`\n]*)`",
                   lambda match: f"`{match[1]}{flags}`", text)
     text = re.sub(r"\]\(([\w/]+\.py|bench/README\.md)",
                   lambda match: f"]({os.path.relpath(ROOT / match[1], options.output)}", text)

@@ -80,7 +80,10 @@ class Count(NamedTuple):
     of: int
     wanted: float  # the share of settings that has to show it
     estimate = None
-    lacks = "too few settings are clear"
+
+    @property
+    def lacks(self) -> str:
+        return "too few settings are clear" if self.of else "no setting has a second seed"
 
     @property
     def outcome(self) -> str:

@@ -327,8 +327,8 @@ def test_tables_keep_their_numbers_whole_at_any_width(columns, monkeypatch, tmp_
     monkeypatch.setattr(table, "columns", lambda: columns)
     print_results(asked(20, *runs))
     status.print_status([status.Entry(run, 20).read() for run in runs])
-    lines = [line for line in capsys.readouterr().out.splitlines() if "512_" in line]
-    assert len(lines) == 8 and all(len(line) < columns for line in lines)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "512_" in line and "--evaluate" not in line]
+    assert len(lines) == 10 and all(len(line) < columns for line in lines)
     assert all("0.2500" in line for line in lines[:4])  # the test accuracy
     assert ("20" in lines[0].split()) == (columns > 60)
     assert ("512_0.0001_0.2_False_False_seed11" in lines[1]) == (columns == 160)
@@ -386,10 +386,10 @@ def test_the_best_command_trains_the_best_setting(tmp_path, capsys):
                     "--num_epochs", 2, "--runs_dir", tmp_path).stdout.splitlines()
     assert status.print_outcome(status.read_plan(plan)) == 1
     shown = capsys.readouterr().out.splitlines()
-    assert [line.split() for line in shown if line.startswith("32_")] == [
-        ["32_0.001_0.4_False_False_hidden50", "0.6000", "0.2500", "2"],
-        ["32_0.001_0.0_False_False_hidden50", "0.5000", "0.2500", "2"]]
-    command, = (line.partition("python mlp/main.py")[2] for line in shown if "python mlp/main.py" in line)
+    assert [" ".join(line.split()) for line in shown if line.startswith("32_")] == [
+        "32_0.001_0.4_False_False_hidden50 0.6000 ± 0.0000 0.2500 ± 0.0000 2",
+        "32_0.001_0.0_False_False_hidden50 0.5000 ± 0.5657 0.2500 ± 0.0000 2"]
+    command, = (line.partition("python mlp/main.py")[2] for line in shown if line.startswith("the best:"))
     listed = run_main("mlp", "--dry-run", *shlex.split(command)).stdout.splitlines()
     assert [Path(line.split("  (")[0]).name for line in listed] == [
         f"32_0.001_0.4_False_False_seed{seed}_hidden50" for seed in (0, 3)]
