@@ -82,14 +82,14 @@ def flags_beside(options, runs) -> str:
     return "".join(f" {flag} {shlex.quote(str(value))}" for flag, value in flags.items() if value)
 
 
-def in_no_figure(views, runs) -> str:
-    """Which of the user's settings stand in runs.csv and on the page alone, the best one first."""
+def in_no_figure(views, runs) -> list[str]:
+    """Which settings stand in runs.csv and on the page alone, the best first: a line, if any."""
     drawn = {run.name for view in views for run in view.runs}
     others = sorted((run for run in runs if run.result and run.name not in drawn),
                     key=lambda run: -run.result["val_acc"])
     names = list(dict.fromkeys(f"{run.network} {run.setting}" for run in others))
-    return (f"in no figure, only in results/tables/runs.csv and --explore: {', '.join(names[:5])}"
-            + ", …" * (len(names) > 5)) if names else ""
+    return [f"in no figure, only in results/tables/runs.csv and --explore: {', '.join(names[:5])}"
+            + ", …" * (len(names) > 5)] * bool(names)
 
 
 def draw(options) -> int:
@@ -122,8 +122,8 @@ def draw(options) -> int:
     for name in documents:
         text = fill((ROOT / name).read_text(encoding="utf-8"), parts)
         write_file(options.output / name, relocated(text, options, flags, figures).encode())
-    others = in_no_figure(views.values(), source.records) if options.runs_dir else ""
-    for note in [*source.notes, others] if others else source.notes:
+    others = in_no_figure(views.values(), source.records) if options.runs_dir else []
+    for note in source.notes + others:
         print(one_line(note))
     for view in views.values():
         if not view.curves:

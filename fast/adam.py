@@ -1,13 +1,13 @@
 """torch.optim.Adam, which starts sooner."""
 
 import inspect
-import sys
 from collections.abc import Sequence
 from functools import cache
 
 import torch
 from torch import nn
 
+from fast.fallback import say_slower
 from store.settings import Settings
 
 
@@ -63,7 +63,6 @@ def takes_fused(device: torch.device) -> bool:
         try:
             Adam([weight], fused=True).step()
         except Exception as error:
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-            print(f"Adam's step is not fused here, which is slower: {reason}", file=sys.stderr)
+            say_slower("Adam's step is not fused here", error)
             return False
     return True

@@ -213,7 +213,7 @@ class ShiftedSums:
         squares = torch.ops.aten.mse_loss.out(part, self.left, 0, out=part)  # (part - left)^2
         self.sums_of_squares.append(sums_of_samples(squares))
 
-    def statistics(self) -> tuple[Tensor, Tensor]:
+    def statistics(self) -> tuple[Tensor, Tensor, Tensor]:
         """Mean, its rounding error, and biased variance, shape (1, C, 1, 1)."""
         offset = total(self.sums) / self.n - self.left
         mean = self.shift + offset

@@ -67,9 +67,13 @@ def name_of_file(text: str) -> str:
     return text
 
 
-FILE = number(lambda text: Path(name_of_file(text)), "the name of a file", lambda path: True)
+def path(text: str) -> Path:
+    return Path(name_of_file(text))
+
+
+FILE = number(path, "the name of a file", lambda path: True)
 RUN = number(name_of_file, "the folder or the name of a run", lambda name: True)
-FOLDER = number(lambda text: Path(name_of_file(text)), "a folder, or where one can be made",
+FOLDER = number(path, "a folder, or where one can be made",
                 lambda path: path.is_dir() or not os.path.lexists(path))
 
 

@@ -20,7 +20,6 @@ from report.drawing import (
     line,
     log_axis,
     notes,
-    nothing,
     of_quarter,
     pair,
     scale,
@@ -122,8 +121,8 @@ FIGURES = {"capacity": capacity, "weight_decay": weight_decay, "data_size": data
 def draw(figure: Figure, name: str, views: dict[str, View]) -> None:
     own = of_argument(name, views)
     if not any(view.curves for view in own):
-        nothing(figure, own[0].study.title, own[0].study.command)
-    elif name == "shuffled_patches":
+        return
+    if name == "shuffled_patches":
         shuffled_patches(figure, views)
         shown = [view for view in own if view.curves]
         notes(figure, *(f"{view.study.network.upper()}: {text}" for view in shown

@@ -15,7 +15,6 @@ from report.drawing import (
     headline,
     label_ends,
     notes,
-    nothing,
     scale,
     title_of,
 )
@@ -34,7 +33,6 @@ def curves(figure: Figure, view: View, split: str, quantity: str) -> None:
     what, unit, factor = QUANTITIES[quantity]
     title = f"{view.study.title}: {SPLITS[split]} {what}"
     if not view.curves:
-        nothing(figure, title, view.study.command)
         return
     grid = view.study.is_grid
     shown = list(view.curves.values())[:SHOWN]
@@ -127,7 +125,6 @@ def heat_maps(figure: Figure, view: View) -> None:
     title = title_of(view, f"{view.study.title}: best validation accuracy (%)")
     done = {label: curve for label in view.curves if (curve := view.complete(label))}
     if not done:
-        nothing(figure, title, view.study.command)
         return
     accuracy = {label: 100 * curve.mean("val_acc") for label, curve in done.items()}
     marked = {max(accuracy, key=accuracy.get): "-"}, {next(iter(done)): ":"}  # and lowest loss

@@ -54,11 +54,6 @@ def pinned_palette() -> Image.Image:
 # Around the axes
 
 
-def nothing(figure: Figure, title: str, command: str) -> None:
-    figure.text(0.5, 0.5, f"{title}\n\nno runs yet; {command} makes them", ha="center", va="center",
-                color="#555555")
-
-
 def headline(figure: Figure, text: str) -> None:
     figure.suptitle(text, x=0.012, ha="left", weight="bold", fontsize=12)
 

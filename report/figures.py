@@ -12,7 +12,7 @@ from PIL import Image
 
 from report import arguments, overview, theory_figures
 from report.curves import QUANTITIES, curves, heat_maps
-from report.drawing import nothing, pinned_palette
+from report.drawing import pinned_palette
 from report.findings import findings
 from report.studies import STUDIES, Source, View
 from store.files import make_folder, write_file
@@ -50,7 +50,7 @@ def draw_all(views: dict[str, View], source: Source, folder: Path, kind: str = "
 
 
 def catalogue(views: dict[str, View], source: Source) -> dict[str, Callable[[Figure], None]]:
-    """The figures by name, each as a function that draws it."""
+    """The figures by name, each as a function that draws it, or nothing where it has no runs."""
     figures: dict[str, Callable[[Figure], None]] = {}
     for name, view in views.items():
         figures |= {f"{name}_{split}_{quantity}": partial(curves, view=view, split=split,
@@ -73,17 +73,15 @@ def catalogue(views: dict[str, View], source: Source) -> dict[str, Callable[[Fig
 
 
 def of_theory(source: Source) -> dict[str, Callable[[Figure], None]]:
+    """Those of the topics that theory.py has measured."""
     figures: dict[str, Callable[[Figure], None]] = {}
-    moved = {n: source.theory[n]["shifts"] for n in NETWORKS
-             if "shifts" in source.theory.get(n, {})}
-    figures["shifts"] = partial(theory_figures.shifts, topics=moved) if moved else partial(
-        nothing, title="Shifts", command="python theory.py shifts")
+    if moved := {n: source.theory[n]["shifts"] for n in NETWORKS
+                 if "shifts" in source.theory.get(n, {})}:
+        figures["shifts"] = partial(theory_figures.shifts, topics=moved)
     topics = [(n, topic) for n in NETWORKS for topic in ("bagging", "statistics")]
     for network, topic in [*topics, ("cnn", "confusion"), ("cnn", "filters")]:
-        name, known = f"{network.upper()}_{topic}", source.theory.get(network, {}).get(topic)
-        figures[name] = partial(
-            getattr(theory_figures, topic), network=network.upper(), topic=known,
-            **({"source": source} if topic in ("confusion", "filters") else {})
-        ) if known else partial(nothing, title=name,
-                                command=f"python theory.py {topic} --network {network}")
+        if known := source.theory.get(network, {}).get(topic):
+            more = {"source": source} if topic in ("confusion", "filters") else {}
+            figures[f"{network.upper()}_{topic}"] = partial(
+                getattr(theory_figures, topic), network=network.upper(), topic=known, **more)
     return figures

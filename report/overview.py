@@ -17,7 +17,6 @@ from report.drawing import (
     legend_below,
     line,
     notes,
-    nothing,
     of_quarter,
     pair,
     scale,
@@ -35,7 +34,6 @@ def claims(figure: Figure, found: list[Finding]) -> None:
     rows = [(finding, check, verdict) for finding in found for check, _, verdict in finding.decided
             if isinstance(check, Check) and check.estimate and not math.isnan(check.estimate.half)]
     if not rows:
-        nothing(figure, "The claims", "./run_grid.sh all")
         return
     figure.set_size_inches(8.4, max(4.0, 1.5 + 0.19 * len(rows)))
     axes = figure.subplots()
@@ -67,7 +65,6 @@ def variance(figure: Figure, source: Source) -> None:
     """Which setting decides a grid's validation accuracy: the analysis of variance."""
     found = grids(source)
     if not found:
-        nothing(figure, "What decides a grid", "./run_grid.sh mlp cnn")
         return
     parts = {}
     for grid in found:
@@ -100,7 +97,6 @@ def networks(figure: Figure, views: dict[str, View]) -> None:
             if defaults(name) in (view := views[f"{name}_ablation"]).curves}
     title = "The CNN beside the MLP, at their defaults"
     if not used:
-        nothing(figure, title, "./run_grid.sh ablation")
         return
     axes, names = figure.subplots(), []
     for name, view in used.items():
@@ -123,7 +119,6 @@ def defaults(name: str) -> str:
 def dropout_types(figure: Figure, view: View) -> None:
     """Accuracy over the drop rate, dropping values or maps."""
     if not view.curves:
-        nothing(figure, view.study.title, view.study.command)
         return
     for axes, key, split in zip(pair(figure), ("quarter_val_acc", "quarter_train_acc"),
                                 ("validation", "training"), strict=True):
@@ -146,7 +141,6 @@ def far(figure: Figure, source: Source) -> None:
     runs = [run for run in source.of("cnn") if run.settings and run.settings.augment and run.rows]
     title = "The CNN with crops, flips and one cycle"
     if not runs:
-        nothing(figure, title, "python cnn/main.py --augment --schedule onecycle")
         return
     axes = figure.subplots()
     for run, colour in zip(runs, scale(len(runs)), strict=True):

@@ -12,7 +12,6 @@ from report.drawing import (
     legend_below,
     log_axis,
     notes,
-    nothing,
     pair,
     plain_ticks,
 )
@@ -24,7 +23,6 @@ TRAIN_IMAGES = 40_000  # that batches are drawn from
 def learning_rates(figure: Figure, view: View) -> None:
     """What a few epochs reach over the learning rate, with and without batch normalization."""
     if not view.failed and not any(view.complete(label) for label in view.curves):
-        nothing(figure, view.study.title, view.study.command)
         return
     left, right = pair(figure)
     for axes, key, factor in (left, "val_acc", 100), (right, "val_loss", 1):

@@ -10,11 +10,12 @@ Nobody has run this on a card yet, so CUDA_GRAPH=1 in the environment has to ask
 
 import contextlib
 import os
-import sys
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
+
+from fast.fallback import say_slower
 
 Step = Callable[[Tensor], tuple[Tensor, ...]]
 
@@ -66,8 +67,7 @@ class GraphedStep:
             with unchanged(self.network, self.optimizer, self.index.device):
                 self.replay, self.results = self.record(lambda: step(self.index))
         except Exception as error:
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-            print(f"a step is not run as a CUDA graph, which is slower: {reason}", file=sys.stderr)
+            say_slower("a step is not run as a CUDA graph", error)
 
 
 @contextlib.contextmanager

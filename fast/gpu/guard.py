@@ -7,7 +7,6 @@ it is computed without them.
 """
 
 import importlib
-import sys
 from collections.abc import Callable
 from functools import cache
 from types import ModuleType
@@ -17,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fast.blocks import drop_rate
+from fast.fallback import say_slower
 from layers import BatchNorm, Dropout, Dropout2d
 from layers.functional import batch_norm, batch_norm_in_training, eager
 
@@ -99,10 +99,9 @@ def works(kind: str, dtype: torch.dtype, device: torch.device) -> bool:
             fault = (difference_of_batch(device) if kind == "batch" else
                      difference(kind, dtype, device))
     except Exception as error:  # no triton, no compiler, a card that it does not know
-        fault = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        fault = error
     if fault:
-        print(f"the GPU kernels for '{kind}' in {dtype} are not used, which is slower: {fault}",
-              file=sys.stderr)
+        say_slower(f"the GPU kernels for '{kind}' in {dtype} are not used", fault)
     return not fault
 
 
