@@ -125,11 +125,10 @@ def draw(options) -> int:
     others = in_no_figure(views.values(), source.records) if options.runs_dir else []
     for note in source.notes + others:
         print(one_line(note))
+    if empty := [view.study.name for view in views.values() if not view.curves]:
+        print(f"no runs yet: {', '.join(empty)}; the report names the command of each")
     for view in views.values():
-        if not view.curves:
-            command = view.study.command + flags
-            print(one_line(f"{view.study.name}: no runs yet; {command} makes them"))
-        elif view.missing:
+        if view.curves and view.missing:
             names = ", ".join(view.missing[:5]) + (", …" if len(view.missing) > 5 else "")
             count = f"{len(view.missing)} of {len(view.settings)}"
             print(f"{view.study.name}: missing {count}: {names}")

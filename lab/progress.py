@@ -5,8 +5,7 @@ import time
 
 from tqdm import tqdm
 
-from lab.status import duration
-from lab.table import columns, fitting, print_table, short
+from lab.table import columns, duration, fitting, print_table, short
 from store.run import RunFolder
 from store.settings import Settings
 

@@ -30,7 +30,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import NamedTuple
 
-from lab.table import columns, fitting, print_table
+from lab.table import columns, duration, fitting, print_table
 from store.files import UserError, make_folder, one_line
 from store.run import STATES, Run, RunFolder, forget_failures
 
@@ -115,15 +115,6 @@ def workers(entries: list[Entry]) -> int:
     """The processes that train, at least one; each may train several runs side by side."""
     return max(1, len({each.run.worker.split(" since ")[0] for each in entries
                        if each.state == "running"}))
-
-
-def duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "unknown"
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{seconds / 3600:.1f} h"
 
 
 def summary(entries: list[Entry]) -> str:

@@ -13,6 +13,7 @@ from report.drawing import (
     DASHES,
     GREEN,
     MARKERS,
+    OF_NETWORK,
     ORANGE,
     footer,
     headline,
@@ -104,9 +105,10 @@ def weight_decay(figure: Figure, view: View) -> None:
 def shuffled_patches(figure: Figure, views: dict[str, View]) -> None:
     """Both networks over the side of the patches that change places."""
     axes = figure.subplots()
-    for name, colour, marker in (("MLP", ORANGE, "s"), ("CNN", BLUE, "o")):
+    for network, marker in (("mlp", "s"), ("cnn", "o")):
+        name = network.upper()
         lines(axes, views[f"{name}_shuffled_patches"], [str(size) for size in PATCHES], "{}",
-              MEASURE, color=colour, marker=marker, label=name)
+              MEASURE, color=OF_NETWORK[network], marker=marker, label=name)
     axes.set(title="Accuracy when patches change places, alike in training and test",
              xlabel="side of a patch in pixels (32: the whole image)",
              ylabel="validation accuracy (%)")

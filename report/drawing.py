@@ -22,6 +22,7 @@ matplotlib.rcParams.update({
     "legend.frameon": False, "legend.fontsize": 9.5, "legend.handlelength": 3,
     "svg.hashsalt": "figures", "image.cmap": "cividis"})
 BLUE, ORANGE, SKY, GREY, GREEN = "#0b4f8a", "#d55e00", "#6cb6e0", "#777777", "#009e73"
+OF_NETWORK = {"mlp": ORANGE, "cnn": BLUE}
 HUES = {0.001: BLUE, 0.0005: ORANGE, 0.0001: SKY}  # of learning rates
 DASHES = {0.0: "-", 0.2: (0, (6, 1.5)), 0.4: (0, (1.2, 1)), 0.6: (0, (8, 1.5, 1.2, 1.5)),
           0.8: (0, (3, 1.5, 1.2, 1.5, 1.2, 1.5))}  # of drop rates

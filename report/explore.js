@@ -4,6 +4,7 @@
 const { runs, settings, defaults, results, grids, hues, dashes } =
   JSON.parse(at("data").textContent);
 const COLOURED = 10;  // curves
+const ROWS = 100;  // of the table, until the reader asks for all: a browser lays them out slowly
 const HUES = [...hues.map(([, hue]) => hue),  // and those of learning rates without a figure
   "#c98a00", "#009e73", "#aa4499", "#888888", "#a0522d", "#e07ba8", "#8a8a00", "#5a5ad0"];
 const CIVIDIS = ["#00224e", "#434e6c", "#7d7c78", "#bcae6c", "#fee838"];
@@ -22,7 +23,7 @@ const SHORT = { learning_rate: "lr", batch_size: "batch", drop_rate: "drop",
 
 // The reader's choice. All that the page shows follows from it.
 const choice = { filters: {}, brushes: {}, single: false, measure: "val_acc", sort: "val_acc",
-                 descending: true, pair: [] };
+                 descending: true, pair: [], allRows: false };
 
 // Values and words
 
@@ -248,8 +249,8 @@ function drawShares() {
       ? " With one seed the interaction of all settings holds chance too." : "");
   if (!list.length) return;
   const longest = Math.max(...list.flatMap(shares).map(([, share]) => share));
-  Plotly.react("shares", list.map((grid, i) => ({
-    type: "bar", orientation: "h", name: markup(grid.title), marker: { color: HUES[i] },
+  Plotly.react("shares", list.map(grid => ({
+    type: "bar", orientation: "h", name: markup(grid.title), marker: { color: grid.color },
     y: shares(grid).map(([effect]) => words(effect)), x: shares(grid).map(([, share]) => share),
     text: shares(grid).map(([, share]) => `${(100 * share).toFixed(1)} %`),
     textposition: "outside", cliponaxis: false, hovertemplate: "%{y}: %{text}<extra></extra>" })),
@@ -282,7 +283,10 @@ function drawTable(shown, best, styles) {
       choice.sort = key;
       draw();
     } }, words(key))))));
-  at("table").tBodies[0].replaceChildren(...shown.map(group => {
+  const rows = choice.allRows ? shown : shown.slice(0, ROWS);
+  at("all-rows").hidden = rows.length === shown.length;
+  at("all-rows").textContent = `Show all ${shown.length} rows`;
+  at("table").tBodies[0].replaceChildren(...rows.map(group => {
     const box = element("input", {
       type: "checkbox", name: group.key, checked: choice.pair.includes(group.key),
       ariaLabel: `compare ${label(group)}`,
@@ -348,7 +352,7 @@ function drawPair(pair) {
 
 // All of it
 
-let later, parallelNow;
+let later, drawPlots, parallelNow;
 const inView = new IntersectionObserver(([{ isIntersecting }]) => {
   if (!isIntersecting) return;
   inView.disconnect();
@@ -368,14 +372,16 @@ function draw(parallel = true) {
   drawTable(shown, best, styles);
   drawPair(pair);
   document.getElementsByName(focus)[0]?.focus({ preventScroll: true });
-  if (!window.Plotly) return;  // not read yet, but the table is there
-  drawCurves(shown, best, styles);
-  cancelAnimationFrame(later);
-  later = requestAnimationFrame(() => setTimeout(drawShares));
-  if (!parallel) return;
-  parallelNow = () => drawParallel(groups, used);  // takes longest, so it waits to be in view
-  inView.disconnect();
-  inView.observe(at("parallel"));
+  drawPlots = () => {
+    drawCurves(shown, best, styles);
+    cancelAnimationFrame(later);
+    later = requestAnimationFrame(() => setTimeout(drawShares));
+    if (!parallel) return;
+    parallelNow = () => drawParallel(groups, used);  // takes longest, so it waits to be in view
+    inView.disconnect();
+    inView.observe(at("parallel"));
+  };
+  if (window.Plotly) drawPlots();  // it is read last, so that the table is there before
 }
 
 at("measure").append(...results.map(key => new Option(words(key), key)));
@@ -385,6 +391,10 @@ at("measure").onchange = ({ target: { value } }) => {
 };
 at("single").onchange = ({ target: { value } }) => {
   Object.assign(choice, { single: value === "run", pair: [] });
+  draw();
+};
+at("all-rows").onclick = () => {
+  choice.allRows = true;
   draw();
 };
 at("clear").onclick = () => {

@@ -9,7 +9,7 @@ import re
 from dataclasses import MISSING, fields
 from pathlib import Path
 
-from report.drawing import DASHES, HUES
+from report.drawing import DASHES, HUES, OF_NETWORK
 from report.results import data_name
 from report.studies import Source, summary
 from report.variance import grids, shares
@@ -92,7 +92,7 @@ def page_data(source: Source) -> dict:
             "hues": [*HUES.items()],
             "dashes": [(rate, [] if dash == "-" else dash[1]) for rate, dash in DASHES.items()],
             "runs": [page_run(run) for run in source.records],
-            "grids": [{"title": str(grid), "seeds": len(grid.seeds),
+            "grids": [{"title": str(grid), "seeds": len(grid.seeds), "color": OF_NETWORK[network],
                        "shares": {key: shares(found[key][network].values) for key in RESULTS}}
                       for network, grid in found["val_acc"].items()]}
 

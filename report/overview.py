@@ -9,6 +9,7 @@ from report.drawing import (
     BLUE,
     DASHES,
     GREY,
+    OF_NETWORK,
     ORANGE,
     SKY,
     footer,
@@ -27,6 +28,7 @@ from report.variance import grids, shares
 
 VERDICTS = {HOLDS: (BLUE, "o"), FAILS: (ORANGE, "s")}
 FACTORS = ("batch size", "learning rate", "drop rate")
+MILD = 0.4  # the highest drop rate of the bars without the extreme ones
 
 
 def claims(figure: Figure, found: list[Finding]) -> None:
@@ -66,23 +68,23 @@ def variance(figure: Figure, source: Source) -> None:
     found = grids(source)
     if not found:
         return
-    parts = {}
-    for grid in found:
-        mild = [rate <= 0.4 for rate in grid.levels[-1]]
-        parts[grid.network.upper()] = (shares(grid.values, FACTORS),
-                                       shares(grid.values[:, :, mild], FACTORS))
-    names = list(dict.fromkeys(name for both in parts.values() for name in both[0]))
+    names = list(dict.fromkeys(name for grid in found for name in shares(grid.values, FACTORS)))
     names.sort(key=lambda name: (name != "seed", -name.count("×")))  # seed below, factors on top
     panels = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
-    for axes, (grid, both) in zip(panels, parts.items(), strict=True):
-        for part, colour, text, up in zip(both, (BLUE, SKY), (
-                "all drop rates", "drop rates up to 0.4"), (0.2, -0.2), strict=True):
+    for axes, grid in zip(panels, found, strict=True):
+        mild = [rate <= MILD for rate in grid.levels[-1]]
+        bars = [("all drop rates", BLUE, grid.values)]
+        if not all(mild):
+            bars.append((f"drop rates up to {MILD}", SKY, grid.values[:, :, mild]))
+        for i, (text, colour, values) in enumerate(bars):
+            part, up = shares(values, FACTORS), 0.2 * (len(bars) - 1 - 2 * i)
             for place, name in enumerate(names):
                 share = 100 * part.get(name, 0)
                 axes.barh(place + up, share, 0.38, color=colour, label=text * (place == 0))
                 axes.text(share + 1.5, place + up, f"{share:.1f}" if name in part else "–",
                           va="center", fontsize=8.5)
-        axes.set(title=f"{grid} grid", xlabel="share of the variance (%)", xlim=(0, 104))
+        axes.set(title=f"{grid.network.upper()} grid", xlim=(0, 104),
+                 xlabel="share of the variance (%)")
         axes.set_yticks(range(len(names)), [name.replace(" × ", " ×\n", name.count("×") - 1)
                                             for name in names], fontsize=9.5)
         axes.grid(axis="y", visible=False)
@@ -103,7 +105,7 @@ def networks(figure: Figure, views: dict[str, View]) -> None:
         for key, dash in (("val_acc", "-"), ("train_acc", DASHES[0.4])):
             mean = 100 * view.curves[defaults(name)].values(key).mean(0)
             axes.plot(np.arange(1, len(mean) + 1), mean, ls=dash, lw=1.8,
-                      color=ORANGE if name == "MLP" else BLUE)
+                      color=OF_NETWORK[view.study.network])
             names.append(f"{name}, {'validation' if key == 'val_acc' else 'training'}")
     longest = max(line.get_xdata()[-1] for line in axes.lines)
     axes.set(xlabel="epoch", ylabel="accuracy (%)", title=title, xlim=(1, max(2, longest)))

@@ -62,9 +62,9 @@ def is_whole(run: Run) -> bool:
         run.result[key] == best.get(key) for key in ("val_acc", "test_acc", "test_loss"))
 
 
-def hours(run: Run) -> float:
+def seconds(run: Run) -> float:
     """Of training, as far as its clock can be believed."""
-    return sum(s for row in run.rows if 0 <= (s := row["seconds"]) < 1e9) / 3600
+    return sum(s for row in run.rows if 0 <= (s := row["seconds"]) < 1e9)
 
 
 def version(run: Run) -> str:

@@ -11,12 +11,13 @@ from collections import Counter
 
 import numpy as np
 
+from lab.table import duration
 from report import arguments, measured
 from report.arguments import points
 from report.curves import SPLITS
 from report.findings import FAILS, HOLDS, UNDECIDED, Claims, Finding, findings
 from report.measured import figure
-from report.results import data_name, hours
+from report.results import data_name, seconds
 from report.statistics import FEW, Pool, optimism
 from report.studies import BASES, EPOCHS, Curve, Source, View, summary
 from report.tables import (
@@ -95,7 +96,7 @@ def summarize(views: dict[str, View], found: list[Finding], claims: Claims) -> s
         return points(claims.pool.estimate(measure, a, b))
 
     training = "quarter_train_acc"
-    reached = " and ".join(f"the {n} {100 * curve.mean('test_acc'):.1f} %"
+    reached = " and ".join(f"the {n} {100 * curve.mean('test_acc'):.1f} %{cut_short(curve)}"
                            for n, curve in full.items() if curve) or "not run yet"
     verdicts = Counter(finding.verdict for finding in found)
     sentences = [
@@ -117,6 +118,12 @@ def summarize(views: dict[str, View], found: list[Finding], claims: Claims) -> s
         "\n\nDifferences are in percentage points, with 95 % intervals, and in validation accuracy "
         "over the last quarter of\nthe epochs where nothing else is said.\n\n"
         + best_table(views))
+
+
+def cut_short(curve: Curve | None) -> str:
+    """After how many epochs, where the protocol has more."""
+    asked = EPOCHS[curve.network] if curve else 0
+    return f" after {curve.epochs} of {asked} epochs" if curve and curve.epochs < asked else ""
 
 
 def best_table(views: dict[str, View]) -> str:
@@ -146,9 +153,8 @@ def in_words(curve: Curve) -> str:
 
 def time_of_a_run(curve: Curve) -> str:
     """The median, and the processors that took it."""
-    seconds = np.median(curve.values("seconds").sum(1))
+    time = duration(np.median(curve.values("seconds").sum(1)))
     machines = {str(run.config.get("processor")).split(",")[0] for run in curve.runs.values()}
-    time = f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
     return f"{time}, {' and '.join(sorted(machines))}"
 
 
@@ -170,8 +176,8 @@ def what_ran(views: dict[str, View], source: Source) -> str:
             machine = [f"{run.config.get('device')} ({run.config.get('processor')})",
                        f"threads: {run.config.get('threads')}",
                        *(f"{name} {number}" for name, number in versions)]
-            trained[", ".join(machine)] += hours(run)
-        lines += [f"- {network.upper()}, {time:.1f} hours of training: {machine}"
+            trained[", ".join(machine)] += seconds(run)
+        lines += [f"- {network.upper()}, {duration(time)} of training: {machine}"
                   for machine, time in trained.items()]
         if network in source.data:
             lines.append(f"- {network.upper()}, data: {source.data[network]}")
@@ -283,7 +289,7 @@ def against_published(views: dict[str, View]) -> str:
                          f"{extremes[i]:.4f}" if extremes else NOT_YET,
                          f"{extremes[i] - published[i]:+.4f}" if extremes else "–"])
             rows.append([f"{name} `{base}`, {MEASURES[key].replace(' there', '')} at the best "
-                         "validation accuracy", published[i],
+                         f"validation accuracy{cut_short(curve)}", published[i],
                          value(curve, key) if curve else NOT_YET,
                          f"{curve.mean(key) - published[i]:+.4f}" if curve else "–"])
     return markdown(["", "older report", "here", "difference"], rows)

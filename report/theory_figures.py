@@ -6,6 +6,7 @@ from matplotlib.figure import Figure
 from report.drawing import (
     BLUE,
     GREY,
+    OF_NETWORK,
     ORANGE,
     footer,
     headline,
@@ -103,12 +104,12 @@ def statistics(figure: Figure, network: str, topic: dict) -> None:
 def shifts(figure: Figure, topics: dict[str, dict]) -> None:
     """Test accuracy of both networks over the number of pixels that the images move by."""
     axes = figure.subplots()
-    for network, colour, marker in (("mlp", ORANGE, "s"), ("cnn", BLUE, "o")):
+    for network, marker in (("mlp", "s"), ("cnn", "o")):
         if topic := topics.get(network):
             accuracy = 100 * np.array(topic["accuracy"])
             spread = accuracy.std(0, ddof=1) if len(accuracy) > 1 else None
-            axes.errorbar(topic["shifts"], accuracy.mean(0), yerr=spread, capsize=2, color=colour,
-                          marker=marker, label=network.upper())
+            axes.errorbar(topic["shifts"], accuracy.mean(0), yerr=spread, capsize=2, marker=marker,
+                          color=OF_NETWORK[network], label=network.upper())
     axes.set(title="Test accuracy when the images move", xlabel="pixels",
              ylabel="test accuracy (%)", ylim=(0, None))
     axes.legend(loc="lower left")

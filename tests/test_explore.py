@@ -4,6 +4,7 @@ import importlib
 import itertools
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -507,5 +508,9 @@ def test_a_row_for_each_run(explorer):
 def test_the_published_runs_are_drawn_without_errors(chromium, tmp_path):
     write_page(read_source(None), tmp_path / "page.html")
     explorer = Explorer(chromium, tmp_path / "page.html")
-    assert len(explorer.texts("#table tbody tr")) > 100
+    rows = "return document.querySelectorAll('#table tbody tr').length"
+    settings = int(re.search(r"(\d+) of \1 settings", explorer.texts("#count")[0])[1])
+    assert explorer(rows) == 100 < settings
+    explorer("document.getElementById('all-rows').click()")
+    assert explorer(rows) == settings and explorer("return document.getElementById('all-rows').hidden")
     assert explorer.errors() == []
