@@ -5,8 +5,8 @@ import time
 
 from tqdm import tqdm
 
-from lab.table import columns, duration, fitting, print_table, short
-from store.run import RunFolder
+from lab.table import columns, fitting, print_table, short
+from store.run import RunFolder, duration
 from store.settings import Settings
 
 BAR = "{desc} |{bar}| {n:.1f}/{total} [{elapsed}<{remaining}{postfix}]"

@@ -30,9 +30,9 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import NamedTuple
 
-from lab.table import columns, duration, fitting, print_table
+from lab.table import columns, fitting, print_table
 from store.files import UserError, make_folder, one_line
-from store.run import STATES, Run, RunFolder, forget_failures
+from store.run import STATES, Run, RunFolder, duration, forget_failures
 
 ENDED = {"finished", "failed"}
 BAR = "{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} epochs [{elapsed}{postfix}]"

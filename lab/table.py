@@ -17,15 +17,6 @@ def columns(stream=None) -> int:
         return 10 ** 6
 
 
-def duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "unknown"
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{seconds / 3600:.1f} h"
-
-
 def short(name: str, room: int = 10 ** 6) -> str:
     """A run's name without its defaults, and without its middle where that is still too long."""
     for part in DEFAULTS:

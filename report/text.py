@@ -11,7 +11,6 @@ from collections import Counter
 
 import numpy as np
 
-from lab.table import duration
 from report import arguments, measured
 from report.arguments import points
 from report.curves import SPLITS
@@ -32,6 +31,7 @@ from report.tables import (
     verdict_table,
 )
 from store.files import ROOT
+from store.run import duration
 from store.settings import NETWORKS
 
 PUBLISHED = {"mlp": (0.524, 1.367), "cnn": (0.7397, 0.7902)}  # test accuracy and loss

@@ -62,6 +62,16 @@ def metrics_row(cells: dict[str, str]) -> dict:
     return row
 
 
+def duration(seconds: float | None) -> str:
+    """In words."""
+    if seconds is None:
+        return "unknown"
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{seconds / 3600:.1f} h"
+
+
 @dataclass(frozen=True)
 class Run:
     """What is known of one run, finished or not.

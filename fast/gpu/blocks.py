@@ -167,7 +167,7 @@ class NormRelu(torch.autograd.Function):
                 keep: Tensor, random: Tensor | None):
         (N, C), networks = x.shape[-2:], len(keep)
         (y, room), stats = apart(x), float32(x, 4, networks, C)
-        kernels.columns_forward_kernel[*column_groups(C), networks](
+        kernels.columns_forward_kernel[(*column_groups(C), networks)](
             x, weight, bias, keep, eps, random, y, stats, N, C, room, num_warps=8)
         ctx.save_for_backward(x, weight, bias, eps, keep, stats, y)
         return y, *statistics(ctx, stats)
@@ -183,7 +183,7 @@ class NormRelu(torch.autograd.Function):
                 again = (again * (y > 0) * factor).to(y.dtype)
                 return *differentiate(again, (x, weight, bias), g), *[None] * 3
         sums, (dx, room) = float32(x, 2, len(keep), C), apart(x)
-        kernels.columns_backward_kernel[*column_groups(C), len(keep)](
+        kernels.columns_backward_kernel[(*column_groups(C), len(keep))](
             x, y, g.contiguous(), weight, keep, stats, sums, dx, N, C, room, num_warps=8)
         return dx, *parameter_gradients(weight, bias, *sums), *[None] * 3
 
