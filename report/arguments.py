@@ -89,16 +89,25 @@ def batch_norm(figure: Figure, view: View) -> None:
 
 
 def weight_decay(figure: Figure, view: View) -> None:
-    """Either way of regularizing over its own range."""
-    left, right = pair(figure)
-    for axes, label, xs in ((left, "drop_{}", RATES_AGAINST_DECAY), (right, "decay_{}", DECAYS)):
-        for key, dash, marker, text in (("val_acc", "-", "o", "validation, best epoch"),
-                                        (MEASURE, "--", "s", "validation, last quarter"),
-                                        ("quarter_train_acc", ":", "^", "training, last quarter")):
-            lines(axes, view, xs, label, key, color=BLUE, ls=dash, marker=marker, label=text)
-    left.set(xlabel="drop rate", ylabel="accuracy (%)")
-    right.sharey(left)
-    log_axis(right, DECAYS, "weight decay, decoupled (AdamW)")
+    """Either way of regularizing over its own range, and neither as a line across."""
+    figure.set_size_inches(8.4, 6)
+    validation = [("val_acc", "-", "o", "best epoch"), (MEASURE, "--", "s", "last quarter")]
+    training = [("quarter_train_acc", ":", "^", "last quarter")]
+    for row, split, keys in zip(figure.subplots(2, 2, sharey="row"), ("validation", "training"),
+                                (validation, training), strict=True):
+        for axes, label, xs in zip(row, ("drop_{}", "decay_{}"), (RATES_AGAINST_DECAY, DECAYS),
+                                   strict=True):
+            for key, dash, marker, text in keys:
+                lines(axes, view, xs, label, key, color=BLUE, ls=dash, marker=marker,
+                      label=f"{split}, {text}")
+                if neither := view.complete("drop_0.0"):
+                    axes.axhline(100 * neither.mean(key), color=ORANGE, lw=1, ls=dash,
+                                 label="the same with neither")
+        row[0].set(xlabel="drop rate", ylabel=f"{split} accuracy (%)")
+        log_axis(row[1], DECAYS, "weight decay, decoupled (AdamW)"
+                 + "; worse ones lie below" * (split == "validation"))
+        if split == "validation":  # or the strongest decay would flatten all else
+            row[0].set_ylim(row[0].dataLim.y0 - 1)
     legend_below(figure)
 
 
@@ -236,13 +245,15 @@ def of_decay(pool: Pool, view: View) -> tuple[str, list[Finding]]:
 def of_norm(pool: Pool, view: View) -> tuple[str, list[Finding]]:
     arms = {n: {arm: view.complete(f"{n}_{arm}") for arm in ARMS} for n in SMALL_BATCHES}
 
-    def gain(without: str, *sizes: int) -> Estimate | None:
+    def gain(without: str, *sizes: int, measure: str = MEASURE) -> Estimate | None:
         """Of the whole layer over another arm, at one batch size or at one more than at another."""
-        return pool.estimate(MEASURE, *(arms[n][arm] for n in sizes for arm in ("with", without)))
+        return pool.estimate(measure, *(arms[n][arm] for n in sizes for arm in ("with", without)))
 
     few, most, usual = SMALL_BATCHES[0], SMALL_BATCHES[-1], 1024
-    table = markdown(["batch size", "with it (%)", "with − without", "with − detached"],
+    table = markdown(["batch size", "with it (%)", "with − without",
+                      "with − without, training accuracy", "with − detached"],
                      [[n, percent(known["with"]), points(gain("without", n)),
+                       points(gain("without", n, measure="quarter_train_acc")),
                        points(gain("detached", n))] for n, known in arms.items()
                       if any(known.values())])
     return table, [

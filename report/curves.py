@@ -40,17 +40,19 @@ def curves(figure: Figure, view: View, split: str, quantity: str) -> None:
              for rank, curve in enumerate(shown, 1)]
     names = [name + f"  n={len(curve.runs)}" * (len(view.seeds) > 1)
              for name, curve in zip(names, shown, strict=True)]
-    axes = figure.subplots()
+    axes, drawn = figure.subplots(), []
     for curve, name in zip(shown, names, strict=True):
         values = factor * curve.values(f"{split}_{quantity}")
         epochs, mean = np.arange(1, curve.epochs + 1), values.mean(0)
         style = style_of(view, curve)
         axes.plot(epochs, mean, label=name, marker="o" if curve.epochs == 1 else None, **style)
+        drawn.append(mean)
         if len(values) > 1:
             deviation = values.std(0, ddof=1)
+            drawn += [mean - deviation, mean + deviation]
             axes.fill_between(epochs, mean - deviation, mean + deviation, color=style["color"],
                               alpha=0.13, lw=0, zorder=1)
-    cut = limit(axes)
+    cut = limit(axes, drawn)
     last = view.epochs
     step = next((step for step in (1, 5, 10, 20) if last <= 12 * step), last // 10)
     axes.set(xlabel="epoch", ylabel=f"{SPLITS[split]} {unit}", title=title_of(view, title),
@@ -109,9 +111,8 @@ def style_of(view: View, curve: Curve) -> dict:
             "lw": WIDTHS[sizes.index(batch_size)]}
 
 
-def limit(axes) -> bool:
+def limit(axes, lines: list[np.ndarray]) -> bool:
     """Limit the y axis to all but the first epochs, which would flatten the rest."""
-    lines = [line.get_ydata() for line in axes.lines]
     later = np.concatenate([values[-(-len(values) // 8):] if len(values) > 4 else values
                             for values in lines])
     low, high = later.min(), later.max()
@@ -160,8 +161,8 @@ def heat_maps(figure: Figure, view: View) -> None:
         axes.spines[:].set_visible(False)
     figure.colorbar(picture, ax=panels, extend="min", aspect=30).outline.set_visible(False)
     headline(figure, title)
-    darkest = "; drop rates above 0.6 are all of the darkest colour" * any(
-        float(label.split("_")[2]) > 0.6 for label in view.curves)
+    darkest = "; values below the lowest of drop rates up to 0.6 share the darkest colour" * any(
+        value < low for value in accuracy.values())
     one = "; cells without n have one seed" * (1 in view.seeds and len(view.seeds) > 1)
     notes(figure, *footer(view, "solid frame: highest accuracy; dotted: lowest validation loss, "
                                 "by which settings are ranked" + darkest + one))

@@ -271,9 +271,9 @@ function drawTable(shown, best, styles) {
   const tests = results.filter(key => key.startsWith("test"));
   const differing = shownKeys().filter(key => shown.length < 2
     || valuesOf(shown.flatMap(group => group.runs), key).length > 1);
-  const columns = [...differing, ...(choice.single ? [] : ["seeds"]), "epochs",
-                   ...(varying.includes("state") ? ["state"] : []),
-                   ...unique([choice.measure, ...tests, ...results]), "best_epoch", "seconds"];
+  const columns = unique([choice.measure, ...differing, ...(choice.single ? [] : ["seeds"]),
+                          "epochs", ...(varying.includes("state") ? ["state"] : []), ...tests,
+                          ...results, "best_epoch", "seconds"]);
   at("table").tHead.replaceChildren(element("tr", {}, element("th", {}, "compare"),
     ...columns.map(key => element("th", { title: MEANING[key] ?? "",
       ariaSort: key !== choice.sort ? "none" : choice.descending ? "descending" : "ascending" },

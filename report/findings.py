@@ -11,15 +11,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from report.statistics import LEVEL, Estimate, Pool, holm, p_value, t_quantile
+from report.statistics import FEW, LEVEL, Estimate, Pool, holm, p_value, t_quantile
 from report.studies import BASES, DROP_RATES, EPOCHS, Curve, View, quarter
 
 HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided"
 MARGIN = 0.01  # two standard errors of an accuracy of 10,000 images: one run sees no less
 MOST_SEEDS = 50
 
+POWER = 0.8
+
 # Between which bounds a number must lie for a claim to hold.
 POSITIVE, AT_LEAST_SAME, SAME = (0, math.inf), (-MARGIN, math.inf), (-MARGIN, MARGIN)
+MORE = (MARGIN, math.inf)
 
 
 class Check(NamedTuple):
@@ -28,7 +31,7 @@ class Check(NamedTuple):
     what: str
     estimate: Estimate | None
     bounds: tuple[float, float] = POSITIVE
-    obstacle: str = ""  # why the number cannot establish the claim, however clear it is
+    obstacle: str = ""  # why the number decides nothing, however clear it is
     family: int = 1  # of how many like it this is the farthest
     beside: dict[str, Estimate] = {}  # the same difference by other measures
     unit: str = "seeds"  # of which more would narrow the interval
@@ -50,9 +53,9 @@ class Check(NamedTuple):
 
     def verdict(self, p: float) -> str:
         """With its p value, corrected for the family."""
-        if self.estimate is None or p >= LEVEL:
+        if self.estimate is None or self.obstacle or p >= LEVEL:
             return UNDECIDED
-        return FAILS if self.distance < 0 else UNDECIDED if self.obstacle else HOLDS
+        return FAILS if self.distance < 0 else HOLDS
 
     @property
     def lacks(self) -> str:
@@ -62,10 +65,13 @@ class Check(NamedTuple):
         return "no setting has a second seed" if math.isnan(self.estimate.error) else self.obstacle
 
     def seeds_to_decide(self, p: float) -> float:
-        """How many of each setting, if the difference stays: n grows as the square of t."""
+        """How many of each setting decide it with a probability of POWER, if the difference stays.
+
+        The number grows as the square of t.
+        """
         t = abs(self.distance) / self.estimate.error
         factor = min(p / self.p, 1 / LEVEL ** 3)
-        wanted = t_quantile(30, 1 - LEVEL / 2 / factor)
+        wanted = t_quantile(30, 1 - LEVEL / 2 / factor) + t_quantile(30, POWER)
         now = len(self.estimate.seeds) / sum(1 / n for n in self.estimate.seeds)
         return max(min(self.estimate.seeds) + 1,
                    math.ceil(now * (wanted / t) ** 2)) if t else math.inf
@@ -79,6 +85,7 @@ class Count(NamedTuple):
     no: int
     of: int
     wanted: float  # the share of settings that has to show it
+    parts: str = ""  # the same by drop rate
     estimate = None
 
     @property
@@ -92,7 +99,7 @@ class Count(NamedTuple):
         return FAILS if self.of and self.of - self.no <= self.wanted * self.of else UNDECIDED
 
     def __str__(self) -> str:
-        return f"clearly in {self.yes} of {self.of} settings, clearly not in {self.no}"
+        return f"clearly in {self.yes} of {self.of} settings, clearly not in {self.no}{self.parts}"
 
 
 class Finding(NamedTuple):
@@ -152,9 +159,9 @@ def rise(rows: list[dict]) -> float:
 class Claims:
     """What the claims are made of: curves by what they are, and differences of them."""
 
-    def __init__(self, views: dict[str, View]):
+    def __init__(self, views: dict[str, View], few: float = FEW):
         self.views = views
-        self.pool = Pool(views)
+        self.pool = Pool(views, few)
 
     def ablation(self, network: str, without_norm: bool, without_dropout: bool) -> Curve | None:
         label = f"{BASES[network.lower()]}_{without_norm}_{without_dropout}"
@@ -179,20 +186,27 @@ class Claims:
                   if curve.label != label and view.complete(curve.label)]
         if claimed is None or not rivals:
             return Check("lowest validation loss, best other setting − claimed", None)
+        estimate = self.pool.estimate("val_loss", rivals[0], claimed)
         missing = len(view.settings) - len(rivals) - 1
-        obstacle = (f"{missing} of {len(view.settings)} settings missing" if missing else
-                    f"{view.epochs} of {view.study.epochs} epochs"
-                    * (view.epochs < view.study.epochs))
-        return Check(f"lowest validation loss, {rivals[0].label} − {label}",
-                     self.pool.estimate("val_loss", rivals[0], claimed), obstacle=obstacle,
-                     family=len(rivals),
+        obstacle = f"{view.epochs} of {view.study.epochs} epochs" * (
+            view.epochs < view.study.epochs)
+        if missing and estimate.mean > 0:  # a better one could be among them
+            obstacle = f"{missing} of {len(view.settings)} settings missing"
+        return Check(f"lowest validation loss, {rivals[0].label} − {label}", estimate,
+                     obstacle=obstacle, family=len(rivals),
                      beside={"test": self.pool.estimate("test_loss", rivals[0], claimed)})
 
     def count(self, what: str, measure: Callable, curves: list[Curve], wanted: float) -> Count:
+        """Settings by a measure above 0; in words, those with little dropout and the others."""
         found = [self.pool.estimate(measure, curve) for curve in curves]
-        yes = sum(each.mean - each.half > 0 for each in found)
-        no = sum(each.mean + each.half < 0 for each in found)
-        return Count(what, yes, no, len(found), wanted)
+        signs = [(each.mean - each.half > 0) - (each.mean + each.half < 0) for each in found]
+        mild = [drop_rate(curve) <= 0.2 for curve in curves]
+        parts = [f"drop rate {text} 0.2: {part.count(1)} of {len(part)}, not in {part.count(-1)}"
+                 for text, wanted_mild in (("up to", True), ("above", False))
+                 if (part := [sign for sign, each in zip(signs, mild, strict=True)
+                              if each == wanted_mild])]
+        return Count(what, signs.count(1), signs.count(-1), len(found), wanted,
+                     f" ({'; '.join(parts)})" * bool(parts))
 
     def at_full_length(self, network: str, which: Callable[[Curve], bool]) -> list[Curve]:
         """Of each network trained for as long as the protocol says, one curve."""
@@ -203,29 +217,27 @@ class Claims:
         return list(curves.values())
 
 
-def has_no_dropout(curve: Curve) -> bool:
+def drop_rate(curve: Curve) -> float:
     settings = next(iter(curve.runs.values())).settings
-    return settings.drop_rate == 0 or settings.without_dropout
+    return 0.0 if settings.without_dropout else settings.drop_rate
 
 
-def time_saved(network: str, theory: dict) -> list[Check]:
-    """The share of an epoch's time that a batch of twice the size saves, by rounds of the bench."""
+def time_saved(network: str, theory: dict) -> Check:
+    """The share of an epoch's time that the largest batch saves, by rounds of the bench."""
     seconds = theory.get(network.lower(), {}).get("epoch_seconds", {}).get("seconds")
     if not seconds:
-        return [Check(f"{network}, time of an epoch", None)]
-    checks = []
-    for (n, longer), (twice, shorter) in pairwise(seconds.items()):
-        shares = 1 - np.array(shorter) / np.array(longer)
-        rounds = len(shares)
-        error = shares.std(ddof=1) / math.sqrt(rounds) if rounds > 1 else math.nan
-        checks.append(Check(f"{network}, share of time saved, {twice} against {n}",
-                            Estimate(float(shares.mean()), error, rounds - 1, (rounds,), "bench"),
-                            unit="rounds of the bench"))
-    return checks
+        return Check(f"{network}, time of an epoch", None)
+    smallest, largest = min(seconds, key=int), max(seconds, key=int)
+    shares = 1 - np.array(seconds[largest]) / np.array(seconds[smallest])
+    rounds = len(shares)
+    error = shares.std(ddof=1) / math.sqrt(rounds) if rounds > 1 else math.nan
+    return Check(f"{network}, share of time saved, {largest} against {smallest}",
+                 Estimate(float(shares.mean()), error, rounds - 1, (rounds,), "bench"),
+                 unit="rounds of the bench")
 
 
-def findings(views: dict[str, View], theory: dict) -> list[Finding]:
-    claims = Claims(views)
+def findings(views: dict[str, View], theory: dict, few: float = FEW) -> list[Finding]:
+    claims = Claims(views, few)
     networks, ablation = ("MLP", "CNN"), claims.ablation
     validation, training = claims.validation, claims.training
     full = {n: ablation(n, False, False) for n in networks}
@@ -243,7 +255,7 @@ def findings(views: dict[str, View], theory: dict) -> list[Finding]:
 
     def overfits(network: str) -> Check:
         """Of the settings without dropout, the one whose validation loss rises most."""
-        curves = claims.at_full_length(network, has_no_dropout)
+        curves = claims.at_full_length(network, lambda curve: drop_rate(curve) == 0)
         worst = max(curves, key=lambda curve: curve.mean(rise), default=None)
         return Check(f"{network}, rise of the validation loss, largest of {len(curves)}"
                      + (f": {worst.label}" if worst else ""),
@@ -266,7 +278,7 @@ def findings(views: dict[str, View], theory: dict) -> list[Finding]:
         ("Dropout leaves the MLP's validation accuracy about as it was", [
             validation("with − without", full["MLP"], undropped["MLP"], SAME)]),
         ("Dropout is needed for both networks", [
-            validation(f"{n}, with − without", full[n], undropped[n]) for n in networks]),
+            validation(f"{n}, with − without", full[n], undropped[n], MORE) for n in networks]),
         ("Batch normalization improves validation accuracy or leaves it", [
             validation(f"{n}, with − without", full[n], unnormed[n], AT_LEAST_SAME)
             for n in networks]),
@@ -290,7 +302,6 @@ def findings(views: dict[str, View], theory: dict) -> list[Finding]:
          "first and falls then", [
              *(training(f"{b} − {2 * b}", sizes[b], sizes[2 * b]) for b in (512, 1024, 2048)),
              *(validation(f"{peak} − {b}", sizes[peak], sizes[b]) for b in (512, 4096))]),
-        ("Larger batches train faster", [check for n in networks
-                                         for check in time_saved(n, theory)])]
+        ("Larger batches train faster", [time_saved(n, theory) for n in networks])]
     return [Finding(number, claim, checks, claim.startswith("Some"))
             for number, (claim, checks) in enumerate(claimed, 1)]

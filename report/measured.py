@@ -10,6 +10,15 @@ from store.settings import NETWORKS
 SIZES = {"mlp": (308_510, 308_200), "cnn": (106_954, 18_166_272)}
 
 
+TRAIN_IMAGES = 40_000  # that batches are drawn from
+
+
+def expected(sizes) -> np.ndarray:
+    """How far the mean of n of N values lies off, drawn without replacement: of its deviation."""
+    n = np.array(sizes)
+    return np.sqrt((1 - n / max(TRAIN_IMAGES, *sizes)) / n)
+
+
 def figure(name: str, alternative: str) -> str:
     return f"![{alternative}](pics/{name}.png)"
 
@@ -31,7 +40,7 @@ def of_topic(source: Source, topic: str, describe) -> str:
 
 def bagging(topic: dict) -> str:
     measured, predicted, masked = topic["measured"], topic["predicted"], topic["masked"]
-    off = max(abs(m / p - 1) for m, p in zip(measured, predicted, strict=True))
+    gains = [values[0] - values[-1] for values in (predicted, measured)]
     networks = zip(predicted, measured, topic["accuracy"], strict=True)
     masks = zip(topic["masks"], masked, topic["masked_accuracy"], strict=True)
     table = markdown(["averaged", "predicted", "measured", "test accuracy"], [
@@ -41,23 +50,28 @@ def bagging(topic: dict) -> str:
           for n, m, accuracy in masks)])
     v, c = topic["variance"], topic["covariance"]
     correlation = f", c = {c:.5f}, correlation c/v = {c / v:.3f}" * (len(measured) > 1)
-    return (f"{table}\n\nv = {v:.5f}{correlation}. Prediction and measurement differ by at most "
-            f"{100 * off:.2f} %. 1 network is the single pass in evaluation mode.")
+    gain = ("Averaging {} networks gains {:.5f} by the formula and {:.5f} on the test images. "
+            .format(len(measured), *gains) * (len(measured) > 1))
+    return (f"{table}\n\nv = {v:.5f}{correlation}. {gain}1 network is the single pass in "
+            "evaluation mode.")
 
 
 def statistics(topic: dict) -> str:
     sizes = topic["batch_sizes"]
-    powers = [np.polyfit(np.log(sizes), np.log(topic[key]), 1)[0] for key in ("mean", "variance")]
-    columns = zip(sizes, topic["mean"], topic["variance"], topic["batch_accuracy"], strict=True)
+    theory = {key: expected(sizes) * topic[f"{key}_theory"] for key in ("mean", "variance")}
+    powers = {key: [np.polyfit(np.log(sizes), np.log(values), 1)[0]
+                    for values in (topic[key], theory[key])] for key in theory}
+    columns = zip(sizes, topic["mean"], theory["mean"], topic["variance"], theory["variance"],
+                  topic["batch_accuracy"], strict=True)
     table = markdown(["batch size", "mean off by, standard deviations", "theory",
                       "variance off by, relative", "theory",
                       "test accuracy with batch statistics"],
-                     [[n, f"{mean:.4f}", f"{topic['mean_theory'] / n ** 0.5:.4f}",
-                       f"{variance:.4f}", f"{topic['variance_theory'] / n ** 0.5:.4f}",
-                       f"{accuracy:.4f}"] for n, mean, variance, accuracy in columns])
-    return (f"{table}\n\nThe mean's distance falls as n to the power of {powers[0]:.2f}, the "
-            f"variance's to the power of {powers[1]:.2f}; theory says −0.5. Test accuracy with "
-            f"running statistics: {topic['running_accuracy']:.4f}.")
+                     [[n, *(f"{number:.4f}" for number in numbers)] for n, *numbers in columns])
+    texts = ["the {}'s to the power of {:.2f} (theory: {:.2f})".format(key, *found)
+             for key, found in powers.items()]
+    return (f"{table}\n\nOver these sizes the distances fall as a power of n: "
+            f"{' and '.join(texts)}. Test accuracy with running statistics: "
+            f"{topic['running_accuracy']:.4f}.")
 
 
 def shifts(source: Source) -> str:
@@ -86,7 +100,7 @@ def epoch_seconds(source: Source) -> str:
         *np.percentile(seconds, (25, 50, 75))), len(seconds)]
             for network, topic in topics.items() for n, seconds in topic["seconds"].items()]
     machines = "; ".join(dict.fromkeys(topic["machine"] for topic in topics.values()))
-    return (markdown(["", "batch size", "seconds of an epoch's training: median (quartiles)",
+    return (markdown(["", "batch size", "training, seconds scaled to an epoch: median (quartiles)",
                       "rounds, in turns"], rows)
             + f"\n\n`python bench/batch_sizes.py`; {machines}.")
 

@@ -60,7 +60,8 @@ def claims(figure: Figure, found: list[Finding]) -> None:
     axes.set(ylim=(-len(rows) + 0.4, 0.6), xlabel="difference, in accuracy, loss or share of time")
     headline(figure, "The claims: differences and their 95 % intervals")
     notes(figure, "[number of the claim]; right of 0 (or between the ticks) the claim is right; "
-                  "blue circle: holds, orange square: does not hold, white diamond: undecided")
+                  "blue circle: holds, orange square: does not hold, white diamond: undecided; "
+                  "intervals are not corrected, verdicts are (Holm, and for the best of several)")
 
 
 def variance(figure: Figure, source: Source) -> None:
@@ -90,7 +91,9 @@ def variance(figure: Figure, source: Source) -> None:
         axes.grid(axis="y", visible=False)
     legend_below(figure)
     notes(figure, "best validation accuracy over the full grid, seeds that all settings have; "
-                  + "; ".join(map(str, found)))
+                  + "; ".join(map(str, found))
+                  + "; with one seed the interaction of all holds chance too"
+                  * any(len(grid.seeds) == 1 for grid in found))
 
 
 def networks(figure: Figure, views: dict[str, View]) -> None:

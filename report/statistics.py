@@ -1,8 +1,9 @@
 """Intervals and decisions: Welch's t, a pooled deviation where seeds are few, Holm's correction.
 
-Seeds are not paired: correlations over them are small and of both signs. An interval covers the
-seed, that is initial weights, order of the images and masks. It does not cover the choice of the
-10,000 validation images, which all runs share.
+Runs of one seed share initial weights and the order of the images. Intervals are unpaired all the
+same, which makes them wider: with three seeds pairing costs more degrees of freedom than it gains.
+An interval covers the seed, that is initial weights, order of the images and masks. It does not
+cover the choice of the 10,000 validation images, which all runs share.
 """
 
 import math
@@ -77,25 +78,26 @@ class Estimate(NamedTuple):
 
 
 class Pool:
-    """Standard deviations over the seeds, pooled over the settings of a network and length."""
+    """Standard deviations over the seeds, pooled over the settings of a network and length.
 
-    def __init__(self, views: dict[str, View]):
+    With fewer than `few` seeds of a setting, estimates take the pooled one.
+    """
+
+    def __init__(self, views: dict[str, View], few: float = FEW):
+        self.few = few
         self.curves = {(curve.network, curve.epochs,
                         *(run.name for run in curve.runs.values())): curve
                        for view in views.values() for curve in view.curves.values()
                        if len(curve.runs) > 1}
-        self.known: dict[tuple, tuple[float, int]] = {}
+        self.known: dict[tuple, tuple[float, float]] = {}
 
-    def deviation(self, network: str, epochs: int, measure) -> tuple[float, int]:
+    def deviation(self, network: str, epochs: int, measure) -> tuple[float, float]:
         """The pooled deviation and its degrees of freedom; nan and 0 if there is none."""
         key = (network, epochs, measure)
         if key not in self.known:
-            parts = [(len(curve.runs) - 1, curve.deviation(measure))
-                     for curve in self.curves.values()
-                     if (curve.network, curve.epochs) == (network, epochs)]
-            freedom = sum(n for n, _ in parts)
-            squares = sum(n * deviation ** 2 for n, deviation in parts)
-            self.known[key] = (math.sqrt(squares / freedom), freedom) if freedom else (math.nan, 0)
+            self.known[key] = pooled([
+                curve.by_seed(measure) for curve in self.curves.values()
+                if (curve.network, curve.epochs) == (network, epochs)])
         return self.known[key]
 
     def estimate(self, measure, *curves: Curve | None) -> Estimate | None:
@@ -105,7 +107,7 @@ class Pool:
         """
         if None in curves:
             return None
-        few = min(len(curve.runs) for curve in curves) < FEW
+        few = min(len(curve.runs) for curve in curves) < self.few
         parts = [self.deviation(curve.network, curve.epochs, measure) if few
                  else (curve.deviation(measure), len(curve.runs) - 1) for curve in curves]
         squares = [deviation ** 2 / len(curve.runs)
@@ -121,6 +123,27 @@ class Pool:
         return Estimate(mean, math.sqrt(sum(squares)), freedom,
                         tuple(len(curve.runs) for curve in curves),
                         " and ".join(dict.fromkeys(str(curve.epochs) for curve in curves)), few)
+
+
+def pooled(groups: list[dict[int, float]]) -> tuple[float, float]:
+    """The deviation within groups of numbers by seed, and its degrees of freedom; nan, 0 for none.
+
+    If numbers of one seed correlate by rho, so do the k groups' variances, by rho^2. This divides
+    the sum of their degrees of freedom by 1 + (k - 1) rho^2.
+    """
+    freedom = sum(len(group) - 1 for group in groups)
+    if not freedom:
+        return math.nan, 0
+    shared: dict[int, float] = {}  # the sum of all groups' residuals, by seed
+    squares = 0.0
+    for group in groups:
+        mean = sum(group.values()) / len(group)
+        for seed, value in group.items():
+            shared[seed] = shared.get(seed, 0) + value - mean
+            squares += (value - mean) ** 2
+    k, together = len(groups), sum(value ** 2 for value in shared.values())
+    rho = max(0, together / squares - 1) / (k - 1) if k > 1 and squares > 0 else 0
+    return math.sqrt(squares / freedom), freedom / (1 + (k - 1) * rho ** 2)
 
 
 def optimism(means: list[float], errors: list[float], draws: int = 4000) -> float:

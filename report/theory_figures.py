@@ -16,9 +16,8 @@ from report.drawing import (
     pair,
     plain_ticks,
 )
+from report.measured import TRAIN_IMAGES, expected
 from report.studies import SWEEP, Source, View
-
-TRAIN_IMAGES = 40_000  # that batches are drawn from
 
 
 def learning_rates(figure: Figure, view: View) -> None:
@@ -78,12 +77,11 @@ def statistics(figure: Figure, network: str, topic: dict) -> None:
     """How far a batch's statistics lie from the training set's, and the cost of using them."""
     left, right = pair(figure)
     n = np.array(topic["batch_sizes"])
-    expected = np.sqrt((1 - n / max(TRAIN_IMAGES, n[-1])) / n)
     for key, colour, marker, dash, unit in (
             ("variance", ORANGE, "s", "--", "relative"),
             ("mean", BLUE, "o", "-", "in standard deviations")):
         left.plot(n, topic[key], marker, color=colour, label=f"{key}, {unit}")
-        left.plot(n, topic[f"{key}_theory"] * expected, color=colour, lw=1, ls=dash,
+        left.plot(n, topic[f"{key}_theory"] * expected(n), color=colour, lw=1, ls=dash,
                   label="theory: ∝ √((1 − n/N)/n)" * (key == "mean"))
     left.set(xscale="log", yscale="log", ylabel="distance from the training set's")
     plain_ticks(left)

@@ -42,7 +42,7 @@ from report.findings import (
 )
 from report.measured import SIZES
 from report.results import collect, read_results, read_runs, write_theory
-from report.statistics import Estimate, Pool, holm, optimism, p_value, t_quantile
+from report.statistics import Estimate, Pool, holm, optimism, p_value, pooled, t_quantile
 from report.studies import ARGUMENTS, STUDIES, Curve, Source, View, experiment, read_source, summary
 from report.tables import HEADER, finding_rows, write_tables
 from store.files import UserError, lock
@@ -729,13 +729,39 @@ def test_few_seeds_take_the_pooled_deviation():
     pool = pool_of(*known, curve_of([0.1, 0.9], "cnn"))
     found = pool.estimate("val_acc", curve_of([0.5]), curve_of([0.2]))
     deviation = math.sqrt((2 * 0.02 ** 2 + 0.0002) / 3)
-    assert found.pooled and found.freedom == 3 and found.n == "1*"
+    assert found.pooled and 2 < found.freedom < 3 and found.n == "1*"
     assert found.error == pytest.approx(deviation * math.sqrt(2))
     assert Finding(1, "", [Check("x", found)]).verdict == HOLDS
     alone = pool_of().estimate("val_acc", curve_of([0.5]), curve_of([0.2]))
     assert math.isnan(alone.error)
     finding = Finding(1, "", [Check("x", alone)])
     assert finding.verdict == UNDECIDED and finding.reason == "no setting has a second seed"
+
+
+@pytest.mark.parametrize("rho", [0, 0.3, 0.7])
+def test_settings_that_vary_alike_tell_less(rho):
+    """A variance with f degrees of freedom has itself the variance 2 sigma^4 / f."""
+    random, k = np.random.RandomState(0), 30
+    draws = (math.sqrt(rho) * random.standard_normal((2000, 1, 3))
+             + math.sqrt(1 - rho) * random.standard_normal((2000, k, 3)))
+    found = [pooled([dict(enumerate(numbers)) for numbers in draw]) for draw in draws]
+    variances, freedoms = np.array([(deviation ** 2, freedom) for deviation, freedom in found]).T
+    assert variances.mean() == pytest.approx(1, rel=0.05)
+    assert np.median(freedoms) == pytest.approx(2 / variances.var(), rel=0.45)
+    assert pooled([]) == (pytest.approx(math.nan, nan_ok=True), 0)
+
+
+def test_the_report_says_which_verdicts_depend_on_the_deviation():
+    """Three seeds decide nothing by their own wide spread; many quiet settings beside them do."""
+    noise = {"1024_0.001_0.2_False_False": 0.05}
+    records = fabricate("mlp", all_settings("MLP", "MLP_ablation"), (0, 1, 2), epochs=20)
+    for run in records:
+        for row in run.rows:
+            row["val_acc"] += noise.get(run.setting, 0) * (run.seed - 1) + 0.03 * (run.setting in noise)
+    views, source = look_at(records)
+    own, same = (findings(views, {}, few=few)[6].verdict for few in (3, math.inf))
+    assert (own, same) == (UNDECIDED, FAILS)
+    assert "otherwise: " in report.blocks(views, source)["findings"]
 
 
 def estimate_of(low, high):
@@ -753,7 +779,7 @@ def test_verdict_of_an_interval(low, high, bounds, verdict):
         return Finding(1, "", [Check("x", estimate_of(low, high), bounds, obstacle)]).verdict
 
     assert decide() == verdict
-    assert decide("an obstacle") == (FAILS if verdict == FAILS else UNDECIDED)
+    assert decide("an obstacle") == UNDECIDED
 
 
 def test_many_numbers_need_more():
@@ -784,8 +810,9 @@ def test_findings_hold():
     found = find(fabricate("mlp", all_settings("MLP", "MLP_ablation"), seeds, epochs=20, level=mlp)
                  + fabricate("cnn", all_settings("CNN", "CNN_ablation", "dimention"), seeds,
                              epochs=50, level=cnn))
-    right = (1, 2, 3, 7, 8, 9, 12, 14)
+    right = (1, 2, 3, 7, 9, 12, 14)
     assert {number: found[number].verdict for number in right} == dict.fromkeys(right, HOLDS)
+    assert found[8].verdict == FAILS  # what leaves the MLP as it was is not needed
     assert found[5].verdict == FAILS  # nothing overfits in there
     assert found[10].verdict == FAILS  # nor is the training accuracy better without normalization
     assert {check.estimate.seeds for finding in found.values() for check in finding.checks
@@ -838,7 +865,7 @@ def test_findings_on_overfitting():
 def test_findings_do_not_hold():
     better = {"512_0.001_0.0_False_False": 0.6, "1024_0.001_0.0_False_False": 0.56,
               "1024_0.001_0.2_True_False": 0.6}
-    found = find(fabricate("mlp", all_settings("MLP", "MLP_ablation"), (0, 1, 2), level=better))
+    found = find(fabricate("mlp", all_settings("MLP", "MLP_ablation"), (0, 1, 2), epochs=20, level=better))
     assert {n: found[n].verdict for n in (1, 7, 9, 15)} == dict.fromkeys((1, 7, 9, 15), FAILS)
     assert found[1].checks[0].what == "lowest validation loss, 512_0.001_0.0 − 1024_0.001_0.2"
 
@@ -850,6 +877,12 @@ def test_findings_are_undecided():
     assert found[2].verdict == UNDECIDED and found[2].reason == "not run yet"
     one = find(fabricate("cnn", all_settings("CNN_ablation", "dimention")))
     assert one[12].verdict == UNDECIDED and one[12].reason == "no setting has a second seed"
+
+
+def test_a_better_rival_refutes_whatever_is_missing():
+    found = find(fabricate("mlp", all_settings("MLP")[:-1], (0, 1, 2), epochs=20,
+                           level={"512_0.001_0.0_False_False": 0.6}))
+    assert found[1].verdict == FAILS
 
 
 def test_different_data_is_no_comparison():
