@@ -11,7 +11,6 @@ from lab.terminal import begin
 if __name__ == "__main__":
     begin()  # before all that takes time, as Ctrl-C may come
 
-import argparse
 import re
 import shlex
 import time
@@ -36,8 +35,7 @@ exit code: 0 done, 2 something for you to mend, such as a folder without runs"""
 
 
 def main() -> int:
-    parser = Parser(description=__doc__, epilog=EPILOG, allow_abbrev=False,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, epilog=EPILOG, allow_abbrev=False)
     parser.add_argument("--runs_dir", type=Path, metavar="DIR",
                         help="draw the runs in DIR, not those in results/")
     parser.add_argument("--format", choices=("png", "svg", "pdf"), default="png",

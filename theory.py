@@ -25,7 +25,6 @@ from lab.terminal import begin
 if __name__ == "__main__":
     begin()  # before all that takes time, as Ctrl-C may come
 
-import argparse
 from pathlib import Path
 
 from lab.options import Parser, setting
@@ -36,8 +35,7 @@ TOPICS = ("bagging", "statistics", "shifts", "confusion", "filters", "rates")
 
 
 def main() -> int:
-    parser = Parser(description=__doc__, allow_abbrev=False,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, allow_abbrev=False)
     parser.add_argument("topics", nargs="*", default=TOPICS, metavar="TOPIC",
                         help="default: all of them")
     parser.add_argument("--network", nargs="+", choices=NETWORKS, default=NETWORKS,

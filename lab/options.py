@@ -1,7 +1,6 @@
 """The command line of the two main.py. Imports no torch: help and errors are instant."""
 
 import argparse
-import dataclasses
 import difflib
 import itertools
 import json
@@ -17,6 +16,9 @@ from store.settings import DEFAULTS, LIMITS, LONGEST_NAME, Settings
 
 class Parser(argparse.ArgumentParser):
     """Errors in one line, with the way to the help, and exit code 2."""
+
+    def __init__(self, **more):
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **more)
 
     def error(self, message: str):
         self.exit(2, one_line(f"{self.prog}: error: {message}{self.nearest(message)}; --help shows "
@@ -89,7 +91,6 @@ def build_parser(network: str, description: str) -> argparse.ArgumentParser:
     short = "_".join(str(defaults[key]) for key in ("batch_size", "learning_rate", "drop_rate"))
     parser = Parser(
         prog=f"{network}/main.py", description=description, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=f"""\
 Give a flag several values to run every combination. Rerun the command to resume; run it twice to
 split the work.
@@ -244,8 +245,7 @@ def command(parser: Parser, options, run: Settings) -> str:
 
 def combinations(options) -> list[Settings]:
     """Every combination of the values given, each once."""
-    given = {field.name: getattr(options, field.name) for field in dataclasses.fields(Settings)
-             if hasattr(options, field.name)}
+    given = {name: value for name, value in vars(options).items() if name in LIMITS}
     axes = ("seed", "batch_size", "learning_rate", "drop_rate")
     return list(dict.fromkeys(Settings(**{**given, **dict(zip(axes, values, strict=True))})
                               for values in itertools.product(*(given[axis] for axis in axes))))

@@ -5,7 +5,6 @@ The runs land in runs/, the picture in runs/first_look.png. The CNN trains for 5
 for 3 on a CPU (a few minutes); both go on when asked for more.
 """
 
-import argparse
 import signal
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from store.settings import DEFAULTS, Settings
 
 
 def main() -> int:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--data_dir", type=Path,
                         help="CIFAR-10, or an image folder with train/CLASS/, test/CLASS/")
     parser.add_argument("--runs_dir", type=Path, default=ROOT / "runs",
@@ -69,14 +68,12 @@ def cnn_epochs() -> int:
 
 def summarize(runs: dict[str, RunFolder], picture: Path) -> None:
     """A table of the runs, and their accuracy over the epochs as a picture."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     source = next(iter(runs.values())).config()["data"]["source"]
     rows = []
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
     for (name, run), colour in zip(runs.items(), ("#0072b2", "#d55e00"), strict=True):
         result, epochs = run.result(), run.metrics()
         rows.append((name, [str(result["epochs"]), f"{result['val_acc']:.4f}",

@@ -157,7 +157,7 @@ def print_status(entries: list[Entry]) -> None:
     print_answer(entries)
 
 
-def print_answer(entries: list[Entry], most: int = 5) -> None:
+def print_answer(entries: list[Entry]) -> None:
     """The best settings of each network, and what to do with them."""
     finished = [each for each in entries if each.state == "finished"]
     for network in sorted({each.run.network for each in finished}):
@@ -166,11 +166,12 @@ def print_answer(entries: list[Entry], most: int = 5) -> None:
             if each.run.network == network:
                 parts = filter(None, (each.run.setting, each.run.variant))
                 settings.setdefault("_".join(parts), []).append(each)
-        ranked = sorted(settings, key=lambda setting: -mean(settings[setting], "val_acc"))
+        ranked = sorted(settings, key=lambda setting: -fmean(
+            each.run.result["val_acc"] for each in settings[setting]))
         print()
         rows = [(setting, [spread(settings[setting], "val_acc"),
                            spread(settings[setting], "test_acc"),
-                           str(len(settings[setting]))], "") for setting in ranked[:most]]
+                           str(len(settings[setting]))], "") for setting in ranked[:5]]
         print_table([f"best settings, {network}", "val acc", "test acc", "seeds"], rows, ["seeds"])
         best = sorted(settings[ranked[0]], key=lambda each: each.run.seed)
         seeds = " --seed " + " ".join(str(each.run.seed) for each in best)
@@ -181,10 +182,6 @@ def print_answer(entries: list[Entry], most: int = 5) -> None:
         runs = shlex.quote(str(finished[0].folder.folder.parents[1]))
         print("\n" + one_line(f"figures:   python plot.py --runs_dir={runs} --output my_report"))
         print(one_line(f"explore:   python plot.py --runs_dir={runs} --explore explore.html"))
-
-
-def mean(entries: list[Entry], key: str) -> float:
-    return fmean(each.run.result[key] for each in entries)
 
 
 def spread(entries: list[Entry], key: str) -> str:

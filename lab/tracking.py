@@ -10,7 +10,6 @@ an API key Weights & Biases works offline, for `wandb sync` later. WANDB_MODE ov
 WANDB_PROJECT names the project.
 """
 
-import argparse
 import contextlib
 import dataclasses
 import importlib.util
@@ -247,7 +246,7 @@ def export(folder: RunFolder, tools: list[type]) -> bool:
 
 
 def main() -> int:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("runs_dir", type=Path, metavar="RUNS_DIR",
                         help="the folder that --runs_dir named, or one within")
     parser.add_argument("--tensorboard", action="store_true",

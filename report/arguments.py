@@ -5,6 +5,7 @@ Differences are in validation accuracy over the last quarter of the epochs, in p
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 from matplotlib.figure import Figure
 
@@ -57,14 +58,16 @@ def lines(axes, view: View, xs, pattern: str, key: str, **style) -> None:
         line(axes, [x for x, _ in found], [curve for _, curve in found], key, **style)
 
 
-def by_split(figure: Figure, view: View, xs, name: str, styles: dict[str, dict]) -> None:
+def by_split(figure: Figure, view: View, xs, name: str, styles: dict[str, dict],
+             log: bool = True) -> None:
     """Validation and training accuracy over xs, a line per pattern of curves' names."""
     for axes, key, split in zip(pair(figure), (MEASURE, "quarter_train_acc"),
                                 ("validation", "training"), strict=True):
         for pattern, style in styles.items():
             lines(axes, view, xs, pattern, key, **style)
-        axes.set_ylabel(f"{split} accuracy (%)")
-        log_axis(axes, xs, name)
+        axes.set(xlabel=name, ylabel=f"{split} accuracy (%)")
+        if log:
+            log_axis(axes, xs, name)
     legend_below(figure)
 
 
@@ -72,14 +75,6 @@ def by_rate(figure: Figure, view: View, xs, name: str, rates) -> None:
     by_split(figure, view, xs, name, {
         f"{{}}_{p}": {"label": f"drop rate {p}", "color": scale(len(rates))[i], "ls": DASHES[p],
                       "marker": MARKERS[i]} for i, p in enumerate(rates)})
-
-
-def capacity(figure: Figure, view: View) -> None:
-    by_rate(figure, view, HIDDEN_SIZES, "hidden units", DROP_RATES)
-
-
-def data_size(figure: Figure, view: View) -> None:
-    by_rate(figure, view, TRAIN_IMAGES, "training images", DROP_RATES[:4])
 
 
 def batch_norm(figure: Figure, view: View) -> None:
@@ -104,20 +99,20 @@ def weight_decay(figure: Figure, view: View) -> None:
                     axes.axhline(100 * neither.mean(key), color=ORANGE, lw=1, ls=dash,
                                  label="the same with neither")
         row[0].set(xlabel="drop rate", ylabel=f"{split} accuracy (%)")
-        log_axis(row[1], DECAYS, "weight decay, decoupled (AdamW)"
-                 + "; worse ones lie below" * (split == "validation"))
-        if split == "validation":  # or the strongest decay would flatten all else
+        log_axis(row[1], DECAYS, "decoupled weight decay" + (
+            "; worse ones lie below" * (split == "validation")))
+        if split == "validation" and row[0].lines:  # or the strongest would flatten all else
             row[0].set_ylim(row[0].dataLim.y0 - 1)
     legend_below(figure)
 
 
-def shuffled_patches(figure: Figure, views: dict[str, View]) -> None:
-    """Both networks over the side of the patches that change places."""
+def shuffled_patches(figure: Figure, *both: View) -> None:
+    """The MLP and the CNN over the side of the patches that change places."""
     axes = figure.subplots()
-    for network, marker in (("mlp", "s"), ("cnn", "o")):
-        name = network.upper()
-        lines(axes, views[f"{name}_shuffled_patches"], [str(size) for size in PATCHES], "{}",
-              MEASURE, color=OF_NETWORK[network], marker=marker, label=name)
+    for view, marker in zip(both, "so", strict=True):
+        network = view.study.network
+        lines(axes, view, [str(size) for size in PATCHES], "{}", MEASURE,
+              color=OF_NETWORK[network], marker=marker, label=network.upper())
     axes.set(title="Accuracy when patches change places, alike in training and test",
              xlabel="side of a patch in pixels (32: the whole image)",
              ylabel="validation accuracy (%)")
@@ -125,22 +120,24 @@ def shuffled_patches(figure: Figure, views: dict[str, View]) -> None:
         axes.legend()
 
 
-FIGURES = {"capacity": capacity, "weight_decay": weight_decay, "data_size": data_size,
-           "batch_norm": batch_norm, "shuffled_patches": shuffled_patches}
+FIGURES = {
+    "capacity": partial(by_rate, xs=HIDDEN_SIZES, name="hidden units", rates=DROP_RATES),
+    "weight_decay": weight_decay,
+    "data_size": partial(by_rate, xs=TRAIN_IMAGES, name="training images", rates=DROP_RATES[:4]),
+    "batch_norm": batch_norm, "shuffled_patches": shuffled_patches}
 
 
 def draw(figure: Figure, name: str, views: dict[str, View]) -> None:
     own = of_argument(name, views)
-    if not any(view.curves for view in own):
+    shown = [view for view in own if view.curves]
+    if not shown:
         return
-    if name == "shuffled_patches":
-        shuffled_patches(figure, views)
-        shown = [view for view in own if view.curves]
+    FIGURES[name](figure, *own)
+    if len(own) > 1:
         notes(figure, *(f"{view.study.network.upper()}: {text}" for view in shown
                         for text in footer(view) if text),
               of_quarter(max(shown, key=lambda view: max(view.seeds))))
     else:
-        FIGURES[name](figure, own[0])
         headline(figure, title_of(own[0], own[0].study.title))
         notes(figure, *footer(own[0], of_quarter(own[0])))
 

@@ -25,6 +25,11 @@ const SHORT = { learning_rate: "lr", batch_size: "batch", drop_rate: "drop",
 const choice = { filters: {}, brushes: {}, single: false, measure: "val_acc", sort: "val_acc",
                  descending: true, pair: [], allRows: false };
 
+function choose(changes) {
+  Object.assign(choice, changes);
+  draw();
+}
+
 // Values and words
 
 function at(id) { return document.getElementById(id); }
@@ -277,12 +282,9 @@ function drawTable(shown, best, styles) {
   at("table").tHead.replaceChildren(element("tr", {}, element("th", {}, "compare"),
     ...columns.map(key => element("th", { title: MEANING[key] ?? "",
       ariaSort: key !== choice.sort ? "none" : choice.descending ? "descending" : "ascending" },
-    element("button", { name: key, onclick() {
-      choice.descending = key === choice.sort ? !choice.descending
-        : !settings.includes(key) && !isLoss(key);
-      choice.sort = key;
-      draw();
-    } }, words(key))))));
+    element("button", { name: key, onclick: () => choose({ sort: key,
+      descending: key === choice.sort ? !choice.descending
+        : !settings.includes(key) && !isLoss(key) }) }, words(key))))));
   const rows = choice.allRows ? shown : shown.slice(0, ROWS);
   at("all-rows").hidden = rows.length === shown.length;
   at("all-rows").textContent = `Show all ${shown.length} rows`;
@@ -292,8 +294,7 @@ function drawTable(shown, best, styles) {
       ariaLabel: `compare ${label(group)}`,
       onchange() {
         const others = choice.pair.filter(key => key !== group.key);
-        choice.pair = box.checked ? [...others, group.key].slice(-2) : others;
-        draw();
+        choose({ pair: box.checked ? [...others, group.key].slice(-2) : others });
       } });
     return element("tr", { className: box.checked ? "chosen" : "", title: group.runs[0].name },
       element("td", {}, box, best.includes(group) ? swatch(styles.get(group.key)) : ""),
@@ -385,22 +386,12 @@ function draw(parallel = true) {
 }
 
 at("measure").append(...results.map(key => new Option(words(key), key)));
-at("measure").onchange = ({ target: { value } }) => {
-  Object.assign(choice, { measure: value, sort: value, descending: !isLoss(value) });
-  draw();
-};
-at("single").onchange = ({ target: { value } }) => {
-  Object.assign(choice, { single: value === "run", pair: [] });
-  draw();
-};
-at("all-rows").onclick = () => {
-  choice.allRows = true;
-  draw();
-};
-at("clear").onclick = () => {
-  Object.assign(choice, { filters: {}, brushes: {} });
-  draw();
-};
+at("measure").onchange = ({ target: { value } }) =>
+  choose({ measure: value, sort: value, descending: !isLoss(value) });
+at("single").onchange = ({ target: { value } }) =>
+  choose({ single: value === "run", pair: [] });
+at("all-rows").onclick = () => choose({ allRows: true });
+at("clear").onclick = () => choose({ filters: {}, brushes: {} });
 at("same").textContent = "All runs: " + settings.map(key => [key, valuesOf(runs, key)])
   .filter(([, all]) => all.length === 1).map(([key, [value]]) => `${words(key)} ${show(value)}`)
   .join(", ") + `. As of ${new Date(document.lastModified).toLocaleString()}.`;

@@ -5,6 +5,7 @@ import math
 import numpy as np
 from matplotlib.figure import Figure
 
+from report.arguments import by_split
 from report.drawing import (
     BLUE,
     DASHES,
@@ -16,10 +17,8 @@ from report.drawing import (
     headline,
     label_ends,
     legend_below,
-    line,
     notes,
     of_quarter,
-    pair,
     scale,
 )
 from report.findings import FAILS, HOLDS, Check, Finding
@@ -27,7 +26,6 @@ from report.studies import BASES, Source, View
 from report.variance import grids, shares
 
 VERDICTS = {HOLDS: (BLUE, "o"), FAILS: (ORANGE, "s")}
-FACTORS = ("batch size", "learning rate", "drop rate")
 MILD = 0.4  # the highest drop rate of the bars without the extreme ones
 
 
@@ -69,7 +67,7 @@ def variance(figure: Figure, source: Source) -> None:
     found = grids(source)
     if not found:
         return
-    names = list(dict.fromkeys(name for grid in found for name in shares(grid.values, FACTORS)))
+    names = list(dict.fromkeys(name for grid in found for name in shares(grid.values)))
     names.sort(key=lambda name: (name != "seed", -name.count("×")))  # seed below, factors on top
     panels = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
     for axes, grid in zip(panels, found, strict=True):
@@ -78,7 +76,7 @@ def variance(figure: Figure, source: Source) -> None:
         if not all(mild):
             bars.append((f"drop rates up to {MILD}", SKY, grid.values[:, :, mild]))
         for i, (text, colour, values) in enumerate(bars):
-            part, up = shares(values, FACTORS), 0.2 * (len(bars) - 1 - 2 * i)
+            part, up = shares(values), 0.2 * (len(bars) - 1 - 2 * i)
             for place, name in enumerate(names):
                 share = 100 * part.get(name, 0)
                 axes.barh(place + up, share, 0.38, color=colour, label=text * (place == 0))
@@ -86,8 +84,9 @@ def variance(figure: Figure, source: Source) -> None:
                           va="center", fontsize=8.5)
         axes.set(title=f"{grid.network.upper()} grid", xlim=(0, 104),
                  xlabel="share of the variance (%)")
-        axes.set_yticks(range(len(names)), [name.replace(" × ", " ×\n", name.count("×") - 1)
-                                            for name in names], fontsize=9.5)
+        axes.set_yticks(range(len(names)), [
+            name.replace("_", " ").replace(" × ", " ×\n", name.count("×") - 1)
+            for name in names], fontsize=9.5)
         axes.grid(axis="y", visible=False)
     legend_below(figure)
     notes(figure, "best validation accuracy over the full grid, seeds that all settings have; "
@@ -100,7 +99,6 @@ def networks(figure: Figure, views: dict[str, View]) -> None:
     """The MLP beside the CNN, each at its defaults: training and validation accuracy."""
     used = {name: view for name in ("MLP", "CNN")
             if defaults(name) in (view := views[f"{name}_ablation"]).curves}
-    title = "The CNN beside the MLP, at their defaults"
     if not used:
         return
     axes, names = figure.subplots(), []
@@ -111,7 +109,8 @@ def networks(figure: Figure, views: dict[str, View]) -> None:
                       color=OF_NETWORK[view.study.network])
             names.append(f"{name}, {'validation' if key == 'val_acc' else 'training'}")
     longest = max(line.get_xdata()[-1] for line in axes.lines)
-    axes.set(xlabel="epoch", ylabel="accuracy (%)", title=title, xlim=(1, max(2, longest)))
+    axes.set(xlabel="epoch", ylabel="accuracy (%)", xlim=(1, max(2, longest)),
+             title="The CNN beside the MLP, at their defaults")
     label_ends(axes, names)
     notes(figure, *(f"{name}: {footer(view)[0]}" for name, view in used.items()),
           "each for its own epochs; mean over seeds")
@@ -125,18 +124,12 @@ def dropout_types(figure: Figure, view: View) -> None:
     """Accuracy over the drop rate, dropping values or maps."""
     if not view.curves:
         return
-    for axes, key, split in zip(pair(figure), ("quarter_val_acc", "quarter_train_acc"),
-                                ("validation", "training"), strict=True):
-        for kind, colour, dash, marker, text in (
-                ("1d", ORANGE, "--", "s", "1d: single activations"),
-                ("2d", BLUE, "-", "o", "2d: whole maps")):
-            found = {float(label.split("_")[2]): curve for label in view.curves
-                     if label.endswith(kind) and (curve := view.complete(label))}
-            if found:
-                line(axes, sorted(found), [found[p] for p in sorted(found)], key, color=colour,
-                     ls=dash, marker=marker, label=text)
-        axes.set(xlabel="drop rate", ylabel=f"{split} accuracy (%)")
-    legend_below(figure)
+    rates = sorted({float(label.split("_")[2]) for label in view.curves})
+    by_split(figure, view, rates, "drop rate", {
+        "128_0.001_{}_1d": {"label": "1d: single activations", "color": ORANGE, "ls": "--",
+                            "marker": "s"},
+        "128_0.001_{}_2d": {"label": "2d: whole maps", "color": BLUE, "ls": "-", "marker": "o"},
+    }, log=False)
     headline(figure, view.study.title)
     notes(figure, *footer(view, of_quarter(view)))
 
@@ -144,7 +137,6 @@ def dropout_types(figure: Figure, view: View) -> None:
 def far(figure: Figure, source: Source) -> None:
     """The CNN with crops, flips and a schedule: accuracy over the epochs."""
     runs = [run for run in source.of("cnn") if run.settings and run.settings.augment and run.rows]
-    title = "The CNN with crops, flips and one cycle"
     if not runs:
         return
     axes = figure.subplots()
@@ -154,7 +146,8 @@ def far(figure: Figure, source: Source) -> None:
             axes.plot([row["epoch"] for row in run.rows], [100 * row[key] for row in run.rows],
                       color=colour, ls=dash, lw=1.7,
                       label=f"{run.settings.learning_rate:g}, {len(run.rows)} epochs, {text}")
-    axes.set(xlabel="epoch", ylabel="accuracy (%)", title=title,
+    axes.set(xlabel="epoch", ylabel="accuracy (%)",
+             title="The CNN with crops, flips and one cycle",
              xlim=(1, max(len(run.rows) for run in runs) + 1))
     axes.legend(loc="lower right", title="highest learning rate", alignment="left",
                 title_fontsize=9.5)

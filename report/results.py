@@ -160,29 +160,25 @@ def collect(runs_dir: Path, folder: Path = RESULTS) -> list[str]:
     """
     make_folder(folder)
     with lock(folder / "lock"):
-        return _collect(runs_dir, folder)
-
-
-def _collect(runs_dir: Path, folder: Path) -> list[str]:
-    known = {(run.network, run.name): run for run in read_results(folder)}
-    ended = [run for run in read_runs(runs_dir) if run.result or run.failure]
-    broken = [run.name for run in ended if not is_whole(run)]
-    _leave_out(broken, runs_dir, "have lost rows of metrics.csv")
-    new = {(run.network, run.name): run for run in ended if is_whole(run)}
-    theory = read_object(runs_dir / "theory.json")
-    if not new and not theory:
-        raise UserError(f"no finished runs in {runs_dir}; "
-                        f"./run_grid.sh STUDY --runs_dir {runs_dir} makes them")
-    new = {key: run for key, run in new.items()
-           if key not in known or len(run.rows) >= len(known[key].rows)}
-    known |= new
-    for network in NETWORKS:
-        runs = [known[key] for key in sorted(known) if key[0] == network]
-        if runs:
-            _write_runs(folder / network, runs)
-    if theory:
-        write_theory(folder / "theory.json", theory)
-    return [f"{network}/{name}" for network, name in new]
+        known = {(run.network, run.name): run for run in read_results(folder)}
+        ended = [run for run in read_runs(runs_dir) if run.result or run.failure]
+        broken = [run.name for run in ended if not is_whole(run)]
+        _leave_out(broken, runs_dir, "have lost rows of metrics.csv")
+        new = {(run.network, run.name): run for run in ended if is_whole(run)}
+        theory = read_object(runs_dir / "theory.json")
+        if not new and not theory:
+            raise UserError(f"no finished runs in {runs_dir}; "
+                            f"./run_grid.sh STUDY --runs_dir {runs_dir} makes them")
+        new = {key: run for key, run in new.items()
+               if key not in known or len(run.rows) >= len(known[key].rows)}
+        known |= new
+        for network in NETWORKS:
+            runs = [known[key] for key in sorted(known) if key[0] == network]
+            if runs:
+                _write_runs(folder / network, runs)
+        if theory:
+            write_theory(folder / "theory.json", theory)
+        return [f"{network}/{name}" for network, name in new]
 
 
 def _write_runs(stem: Path, runs: list[Run]) -> None:

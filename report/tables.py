@@ -1,13 +1,11 @@
 """The tables, as Markdown and CSV."""
 
-import csv
-import io
 import math
 from pathlib import Path
 
 from report.findings import Count, Finding
 from report.studies import Curve, View
-from store.files import make_folder, write_file
+from store.files import as_csv, make_folder, write_file
 
 MEASURES = {"val_loss": "lowest validation loss", "best_epoch": "best epoch",
            "train_acc": "training accuracy there", "val_acc": "best validation accuracy",
@@ -78,15 +76,14 @@ def write_tables(views: dict[str, View], found: list[Finding], folder: Path) -> 
         rows = [[curve.network, curve.label, len(curve.runs), curve.epochs,
                  " ".join(curve.versions), *(f"{number:.6g}" for key in MEASURES for number in (
                      curve.mean(key), curve.deviation(key)))] for curve in curves]
-        paths += _write_table(folder / name, curve_table(curves), [header, *rows])
+        paths += _write_table(folder / name, curve_table(curves), header, rows)
     rows = [[f.number, f.claim, f.verdict, *row] for f in found for row in finding_rows(f)]
     header = ["", "claim", "verdict", *HEADER]
-    return paths + _write_table(folder / "findings", markdown(header, rows), [header, *rows])
+    return paths + _write_table(folder / "findings", markdown(header, rows), header, rows)
 
 
-def _write_table(stem: Path, text: str, rows: list[list]) -> list[Path]:
-    comma_separated = io.StringIO()
-    csv.writer(comma_separated, lineterminator="\n").writerows(rows)
+def _write_table(stem: Path, text: str, header: list[str], rows: list[list]) -> list[Path]:
     write_file(stem.with_suffix(".md"), f"{text}\n".encode())
-    write_file(stem.with_suffix(".csv"), comma_separated.getvalue().encode())
+    write_file(stem.with_suffix(".csv"),
+               as_csv(header, (dict(zip(header, row, strict=True)) for row in rows)))
     return [stem.with_suffix(".md"), stem.with_suffix(".csv")]

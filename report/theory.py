@@ -20,14 +20,13 @@ import mlp.model
 from layers import BatchNorm, Dropout
 from load_data import Data, Split, load_cifar_2d, load_cifar_4d, normalize
 from report.results import data_name, read_runs, write_theory
-from report.studies import BASES, SWEEP
+from report.studies import BASES, SMALL_BATCHES, SWEEP
 from store.files import ROOT, UserError
 from store.images import evaluation_batches, prepared
 from store.run import RunFolder
 from store.trained import confusion_matrix, read_trained, restore
 
 BUILD = {"mlp": mlp.model.build, "cnn": cnn.model.build}
-BATCH_SIZES = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 DRAWN = 200  # batches of each size
 MASKS = (1, 2, 4, 8, 16, 32, 64)
 SHIFTS = range(9)  # pixels
@@ -149,7 +148,7 @@ def bagging(networks: list[nn.Module], data: Data) -> dict:
 
 def statistics(networks: list[nn.Module], data: Data) -> dict:
     """How far batch statistics lie from the training set's, and the test accuracy with them."""
-    sizes = [n for n in BATCH_SIZES if n <= len(data.test.labels)]
+    sizes = [n for n in SMALL_BATCHES if n <= len(data.test.labels)]
     each = [[*distances(network, data.train, sizes), *accuracies(network, data, sizes)]
             for network in networks]
     keys = ("mean", "variance", "mean_theory", "variance_theory", "batch_accuracy",

@@ -7,12 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from report.studies import Source, Study, View
+from report.studies import OF_STUDIES, Source, Study, View
 from store.settings import NETWORKS, Settings
 
 FACTORS = ("batch_size", "learning_rate", "drop_rate")
-OTHERS = ("without_BatchNorm", "dropout_type", "hidden_size", "train_images", "weight_decay",
-          "detach_statistics", "shuffled_patches")  # the rest of an experiment's name
+OTHERS = ("without_BatchNorm", "dropout_type", *OF_STUDIES)  # the rest of an experiment's name
 
 
 class Grid(NamedTuple):

@@ -21,8 +21,7 @@ except ImportError:  # Windows
     sys.exit(2)
 
 ROOT = Path(__file__).resolve().parents[1]
-MAX_CHECKPOINT = 2 ** 32  # bytes: that of the largest network has 3.3 GB
-MAX_TEXT = 2 ** 26  # of metrics.csv and of a JSON file
+MAX_TEXT = 2 ** 26  # bytes of metrics.csv and of a JSON file
 MAX_HOLDER = 300  # of the text in a lock file
 NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}
 NO_FSYNC = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS}  # for a folder: CIFS and some FUSE

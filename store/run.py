@@ -32,7 +32,6 @@ from functools import cached_property
 from pathlib import Path
 
 from store.files import (
-    MAX_CHECKPOINT,
     UserError,
     as_csv,
     holder,
@@ -187,7 +186,7 @@ class RunFolder:
                 rows.append(metrics_row(row))
         return rows
 
-    def checkpoints(self, most: int = MAX_CHECKPOINT) -> Iterator[tuple[Path, bytes]]:
+    def checkpoints(self, most: int) -> Iterator[tuple[Path, bytes]]:
         """The checkpoints of at most so many bytes, last one first; a damaged one is named."""
         for path in (self.folder / name for name in CHECKPOINTS):
             if path.exists():

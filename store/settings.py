@@ -125,7 +125,7 @@ class Settings:
             match = next(filter(None, (re.fullmatch(form, part) for form in grammar)), None)
             if match is None:
                 raise ValueError(f"{part!r} has no place in the name of a run")
-            values |= {field: _VALUES.get(LIMITS[field].kind, str)(text)
+            values |= {field: _VALUES[LIMITS[field].kind](text)
                        for field, text in match.groupdict().items()}
         return cls.read(values)
 
