@@ -80,8 +80,10 @@ def shifts(source: Source) -> str:
     for network in NETWORKS:
         topic = source.theory.get(network, {}).get("shifts")
         accuracy = 100 * np.mean(topic["accuracy"], 0) if topic else None
+        trained = " and ".join(map(str, dict.fromkeys(topic.get("epochs", ())))) if topic else ""
         rows.append([network.upper(), *(f"{number:,}" for number in SIZES[network]),
-                     len(topic["runs"]) if topic else NOT_YET,
+                     f"{len(topic['runs'])}" + f" (epochs: {trained})" * bool(trained)
+                     if topic else NOT_YET,
                      *(f"{accuracy[n]:.1f}" if topic else "–" for n in moves)])
     header = ["", "parameters", "multiplications per image", "networks measured",
               *(f"test accuracy (%), moved by {n}" for n in moves)]

@@ -79,7 +79,8 @@ def measure(network: str, topic: str, options) -> bool:
     result = json.loads(json.dumps(result), parse_float=lambda text: round(float(text), 6))
     names = [run.name for run in runs]
     write_theory(options.runs_dir / "theory.json", {network: {topic: {
-        "data": data_name(runs[0]), "setting": runs[0].setting, "runs": names, **result}}})
+        "data": data_name(runs[0]), "setting": runs[0].setting, "runs": names,
+        "epochs": [run.result["epochs"] for run in runs], **result}}})
     print(f"{network} {topic}: measured on {', '.join(names)}")
     return True
 

@@ -1180,4 +1180,4 @@ def test_theory_of_tiny_networks(image_folder, tmp_path):
     parts = report.blocks(views, source)
     assert f"v = {v:.5f}" in parts["bagging"]
     assert np.shape(measured["shifts"]["accuracy"]) == (3, 9)
-    assert "| MLP | 308,510 | 308,200 | 3 | " in parts["shifts"]
+    assert "| MLP | 308,510 | 308,200 | 3 (epochs: 1) | " in parts["shifts"]
