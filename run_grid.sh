@@ -48,6 +48,7 @@ and, for the arguments of the report, with the MLP (see REPORT.md):
   arguments         these five
 
   -j N          N workers (default 1), which share the runs, the cores and the GPUs
+  --network N   only the runs of mlp, or of cnn
   --dry-run     print the runs, and do nothing
   --status      print how far each run is
   others        go to main.py, e.g. --num_epochs 2 --seed 0 1 2 --data_dir DIR --retry; see
@@ -139,6 +140,7 @@ for name in difflib.get_close_matches(sys.argv[1], sys.argv[2:], 1):
 tolerated=1  # the exit code of a failed run, which does not keep the others from being trained
 main() {  # one call of main.py
   local code=0
+  [[ $1 == "${only:-$1}" ]] || return 0
   "$PYTHON" "$repo/$1/main.py" "${@:2}" || code=$?
   ((code <= tolerated)) || exit $code
 }
@@ -159,12 +161,14 @@ worker() {  # all that no other worker trains, and in the end what one that died
   status --wait || calls "$@"
 }
 
-studies=() flags=() workers=1 mode=train
+studies=() flags=() workers=1 only='' mode=train
 while [[ $# -gt 0 ]]; do
   case $1 in
     -h | --help) help 2>/dev/null || true; exit ;;
     -j) workers=${2:-}; shift ;;
     -j*) workers=${1#-j} ;;
+    --network) only=${2:-none}; shift ;;
+    --network=*) only=${1#*=} ;;
     --dry-run | --status | --plan)
       [[ $mode == train || $mode == "$1" ]] || die "take --dry-run or --status"
       mode=$1 ;;
@@ -182,7 +186,10 @@ done
 [[ $workers =~ ^[1-9][0-9]{0,3}$ ]] ||
   die "argument -j: '$workers' is not allowed, it must be a whole number from 1 to 9999"
 
+[[ $only == @(|mlp|cnn) ]] ||
+  die "argument --network: '$only' is not allowed, it must be mlp or cnn"
 plan=$(plan "$@") || exit 2
+[[ -n $plan ]] || die "no run of ${studies[*]} is of the $only"
 plan=$(awk '!seen[$0]++' <<<"$plan")
 case $mode in
   --plan) printf '%s\n' "$plan"; exit ;;

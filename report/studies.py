@@ -133,8 +133,9 @@ def _studies() -> dict[str, Study]:
             Study(name, network, f"./run_grid.sh {network}", f"{name} grid", epochs,
                   {label: _plain(label) + end for label in labels},
                   splits=("train", "val", "test")),
-            Study(f"{name}_ablation", network, "./run_grid.sh ablation", f"{name}, ablation",
-                  epochs, {f"{base}_{flag}": f"{base}_{flag}{end}" for flag in flags}),
+            Study(f"{name}_ablation", network, f"./run_grid.sh ablation --network {network}",
+                  f"{name}, ablation", epochs,
+                  {f"{base}_{flag}": f"{base}_{flag}{end}" for flag in flags}),
             Study(f"{name}_learning_rates", network, f"python theory.py rates --network {network}",
                   f"{name}: learning rate", 5,
                   {f"{lr}_{norm}": f"{base.replace('0.001', str(lr))}_{norm}_False{end}"
@@ -173,7 +174,8 @@ def _arguments() -> dict[str, Study]:
     for network in NETWORKS:
         base = _plain(BASES[network]) + "_2d" * (network == "cnn")
         studies.append(Study(
-            f"{network.upper()}_shuffled_patches", network, "./run_grid.sh shuffled_patches",
+            f"{network.upper()}_shuffled_patches", network,
+            f"./run_grid.sh shuffled_patches --network {network}",
             f"{network.upper()}, shuffled patches", 10,
             {str(size): base + f"_patches{size}" * (size < PATCHES[0]) for size in PATCHES}))
     return {study.name: dataclasses.replace(study, splits=()) for study in studies}

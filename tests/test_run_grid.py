@@ -79,11 +79,18 @@ def test_flags_vary_a_study(tmp_path):
         f"32_0.001_{rate}_False_False_seed{seed}  (3 epochs)" for seed in (0, 1) for rate in (0.0, 0.4)]
 
 
+def test_one_network_of_a_study(tmp_path):
+    both = plan("ablation", "--runs_dir", tmp_path)
+    assert plan("ablation", "--network", "mlp", "--runs_dir", tmp_path) == [line for line in both if "/mlp/" in line]
+    assert plan("ablation", "--network=cnn", "--runs_dir", tmp_path) == [line for line in both if "/cnn/" in line]
+
+
 @pytest.mark.parametrize(("arguments", "named"), [
     (["mpl"], "mpl"), ([], "study"), (["mlp", "cnm"], "cnm"), (["mlp", "-j", "0"], "'0'"), (["-jx", "mlp"], "'x'"),
     (["mlp", "-j"], "-j"), (["mlp", "--drop_rate", "1"], "'1'"), (["mlp", "--speed", "3"], "--speed"),
     (["mlp", "--dropout_type", "1d"], "--dropout_type"), (["mlp", "--evaluate", "x"], "--evaluate"),
-    (["mlp", "--dry-run", "--status"], "take --dry-run or --status")])
+    (["mlp", "--dry-run", "--status"], "take --dry-run or --status"), (["mlp", "--network", "mpl"], "'mpl'"),
+    (["mlp", "--network=cnn"], "of the cnn")])
 def test_what_is_wrong_is_told_in_one_line_before_any_work(tmp_path, arguments, named):
     done = call(*arguments, *(["--runs_dir", tmp_path / "runs"] if arguments else []))
     assert (done.returncode, done.stdout) == (2, "")
