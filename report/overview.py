@@ -73,7 +73,7 @@ def variance(figure: Figure, source: Source) -> None:
     for axes, grid in zip(panels, found, strict=True):
         mild = [rate <= MILD for rate in grid.levels[-1]]
         bars = [("all drop rates", BLUE, grid.values)]
-        if not all(mild):
+        if 0 < sum(mild) < len(mild):
             bars.append((f"drop rates up to {MILD}", SKY, grid.values[:, :, mild]))
         for i, (text, colour, values) in enumerate(bars):
             part, up = shares(values), 0.2 * (len(bars) - 1 - 2 * i)
