@@ -168,7 +168,7 @@ while [[ $# -gt 0 ]]; do
     -j) workers=${2:-}; shift ;;
     -j*) workers=${1#-j} ;;
     --network) only=${2:-none}; shift ;;
-    --network=*) only=${1#*=} ;;
+    --network=*) only=${1#*=} only=${only:-none} ;;
     --dry-run | --status | --plan)
       [[ $mode == train || $mode == "$1" ]] || die "take --dry-run or --status"
       mode=$1 ;;
@@ -186,7 +186,7 @@ done
 [[ $workers =~ ^[1-9][0-9]{0,3}$ ]] ||
   die "argument -j: '$workers' is not allowed, it must be a whole number from 1 to 9999"
 
-[[ $only == @(|mlp|cnn) ]] ||
+[[ -z $only || $only == mlp || $only == cnn ]] ||
   die "argument --network: '$only' is not allowed, it must be mlp or cnn"
 plan=$(plan "$@") || exit 2
 [[ -n $plan ]] || die "no run of ${studies[*]} is of the $only"

@@ -90,7 +90,7 @@ def test_one_network_of_a_study(tmp_path):
     (["mlp", "-j"], "-j"), (["mlp", "--drop_rate", "1"], "'1'"), (["mlp", "--speed", "3"], "--speed"),
     (["mlp", "--dropout_type", "1d"], "--dropout_type"), (["mlp", "--evaluate", "x"], "--evaluate"),
     (["mlp", "--dry-run", "--status"], "take --dry-run or --status"), (["mlp", "--network", "mpl"], "'mpl'"),
-    (["mlp", "--network=cnn"], "of the cnn")])
+    (["mlp", "--network=cnn"], "of the cnn"), (["mlp", "--network="], "--network")])
 def test_what_is_wrong_is_told_in_one_line_before_any_work(tmp_path, arguments, named):
     done = call(*arguments, *(["--runs_dir", tmp_path / "runs"] if arguments else []))
     assert (done.returncode, done.stdout) == (2, "")
