@@ -28,8 +28,8 @@ from report.drawing import (
     title_of,
 )
 from report.findings import SAME, Check, Finding
-from report.statistics import Estimate, Pool
-from report.studies import (
+from report.old_statistics import Estimate, Pool
+from report.old_studies import (
     DECAYS,
     DROP_RATES,
     HIDDEN_SIZES,

@@ -18,7 +18,7 @@ from report.drawing import (
     scale,
     title_of,
 )
-from report.studies import BATCH_SIZES, DROP_RATES, LEARNING_RATES, Curve, View
+from report.old_studies import BATCH_SIZES, DROP_RATES, LEARNING_RATES, Curve, View
 
 SPLITS = {"train": "training", "val": "validation", "test": "test"}
 QUANTITIES = {"acc": ("accuracy", "accuracy (%)", 100),

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 from PIL import Image
 
-from report.studies import View
+from report.old_studies import View
 
 matplotlib.rcParams.update({
     "font.size": 10.5, "axes.titlesize": 12, "axes.titleweight": "bold",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from report.drawing import DASHES, HUES, OF_NETWORK
 from report.results import data_name
-from report.studies import Source, summary
+from report.old_studies import Source, summary
 from report.variance import grids, shares
 from store.files import UserError, as_csv, make_folder, write_file
 from store.run import COLUMNS, Run

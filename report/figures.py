@@ -14,7 +14,7 @@ from report import arguments, overview, theory_figures
 from report.curves import QUANTITIES, curves, heat_maps
 from report.drawing import pinned_palette
 from report.findings import findings
-from report.studies import STUDIES, Source, View
+from report.old_studies import STUDIES, Source, View
 from store.files import make_folder, write_file
 from store.settings import NETWORKS
 

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from report.statistics import FEW, LEVEL, Estimate, Pool, holm, p_value, t_quantile
-from report.studies import BASES, DROP_RATES, EPOCHS, Curve, View, quarter
+from report.old_statistics import FEW, LEVEL, Estimate, Pool, holm, p_value, t_quantile
+from report.old_studies import BASES, DROP_RATES, EPOCHS, Curve, View, quarter
 
 HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided"
 MARGIN = 0.01  # two standard errors of an accuracy of 10,000 images: one run sees no less

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from report.studies import SWEEP, Source, View
+from report.old_studies import SWEEP, Source, View
 from report.tables import NOT_YET, markdown, value
 from store.settings import NETWORKS
 

@@ -22,7 +22,7 @@ from report.drawing import (
     scale,
 )
 from report.findings import FAILS, HOLDS, Check, Finding
-from report.studies import BASES, Source, View
+from report.old_studies import BASES, Source, View
 from report.variance import grids, shares
 
 VERDICTS = {HOLDS: (BLUE, "o"), FAILS: (ORANGE, "s")}

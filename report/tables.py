@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 
 from report.findings import Count, Finding
-from report.studies import Curve, View
+from report.old_studies import Curve, View
 from store.files import as_csv, make_folder, write_file
 
 MEASURES = {"val_loss": "lowest validation loss", "best_epoch": "best epoch",

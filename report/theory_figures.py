@@ -17,7 +17,7 @@ from report.drawing import (
     plain_ticks,
 )
 from report.measured import TRAIN_IMAGES, expected
-from report.studies import SWEEP, Source, View
+from report.old_studies import SWEEP, Source, View
 
 
 def learning_rates(figure: Figure, view: View) -> None:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from report.studies import OF_STUDIES, Source, Study, View
+from report.old_studies import OF_STUDIES, Source, Study, View
 from store.settings import NETWORKS, Settings
 
 FACTORS = ("batch_size", "learning_rate", "drop_rate")
