@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections import Counter
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -23,11 +23,11 @@ ABLATED = ("network", "batch_size", "learning_rate", "drop_rate", "seed", "num_e
 
 
 @cache
-def varied() -> dict:
-    """The other settings that studies vary, with their defaults."""
-    return {each.name: each.default for each in fields(Settings) if each.name not in ABLATED
-            if any(getattr(settings, each.name) not in (each.default, None) for study in STUDIES
-                   for settings in study.settings.values()) or each.name == "hidden_size"}
+def varied() -> dict[str, None]:
+    """The other settings that studies vary; None stands for a network's default."""
+    return {name: None for name in DEFAULTS["cnn"] if name not in ABLATED and any(
+        getattr(settings, name) != DEFAULTS[study.network][name]
+        for study in STUDIES for settings in study.settings.values())}
 
 
 def experiment(settings: Settings) -> str:
@@ -61,7 +61,8 @@ def summaries(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     parts = {"": rows.loc[runs.val_acc.idxmax()], "last_": rows[place == size],
              "quarter_": rows[place > size - quarter],
              "before_": rows[(place > size - 2 * quarter) & (place <= size - quarter) | (size == 1)]}
-    table = pd.concat([part.groupby(by, sort=False)[list(METRICS)].mean().add_prefix(prefix)
+    table = pd.concat([part.groupby(by, sort=False)[list(METRICS)].agg(
+        lambda values: values.to_numpy().mean()).add_prefix(prefix)
                        for prefix, part in parts.items()], axis=1)
     for prefix in ("", "last_", "quarter_"):
         for split, name in (("val", "gap"), ("test", "test_gap")):
@@ -184,6 +185,9 @@ class View:
         self.failed: dict[str, str] = {}
         chosen = source.chosen[study.network]
         self.settings = study.settings | joined(study, chosen)
+        self.varying = {key: values for key in DEFAULTS[study.network] if len(
+            values := sorted({getattr(settings, key) for settings in self.settings.values()},
+                             key=lambda value: (value is None, value))) > 1}
         found = {label: chosen.get(experiment(settings), [])
                  for label, settings in self.settings.items()}
         asked = Counter(max(run.num_epochs for run in runs) for runs in found.values() if runs)

@@ -99,7 +99,7 @@ class Pool:
         if None in curves or not curves:
             return None
         runs = np.array([len(curve.runs) for curve in curves])
-        few = runs.min() < self.few
+        few = bool(runs.min() < self.few)
         deviations, freedoms = np.array([
             self.deviation(curve.network, curve.epochs, measure) if few
             else (curve.deviation(measure), len(curve.runs) - 1) for curve in curves]).T
