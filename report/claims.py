@@ -81,6 +81,12 @@ def norm(n: int, without: bool = False, detached: bool = False) -> Cell:
     return cell("batch_norm", batch_size=n, without_BatchNorm=without, detach_statistics=detached)
 
 
+def deep(layers: int, no_norm: bool, rate: float) -> Cell:
+    """At the best of four learning rates."""
+    return cell("depth", hidden_layers=layers, without_BatchNorm=no_norm, drop_rate=rate,
+                learning_rate=(0.01, 0.003, 0.001, 0.0003))
+
+
 def patches(network: str, side: int | None) -> Cell:
     return cell(f"{network}_shuffled_patches", shuffled_patches=side)
 
@@ -138,6 +144,10 @@ CLAIMS = (
           "the gap", tuple(
               Contrast(f"{n}, gap of the losses without − with", (base(n, True), base(n)), "gap")
               for n in NETWORKS)),
+    Claim("15a", "Batch normalization eases the training of deep networks", "–", tuple(
+        Contrast(f"gain at 8 hidden layers − at 1, {text}", (
+            deep(8, False, p), deep(8, True, p), deep(1, False, p), deep(1, True, p)), family=16)
+        for p, text in ((0.0, "no dropout"), (0.2, "drop rate 0.2")))),
     Claim("15b", "Backpropagating through mean and variance matters", "–", (
         Contrast("batch 1024, with − detached", (norm(1024), norm(1024, detached=True))),
         Contrast("cost of detaching at 4096 − at 16", (
@@ -145,6 +155,7 @@ CLAIMS = (
     Claim("16", "Running averages in buffers make single samples possible in evaluation", "–"),
     Claim("17a", "Dropping whole maps is slightly worse than dropping within maps", FIVE, tuple(
         Contrast(f"drop rate {p}, 1d − 2d", (kind(p, "1d"), kind(p, "2d"))) for p in RATES[1:])),
+    Claim("17b", "… and with more layers it becomes clearly worse", "–"),
     Claim("18", "Why: with whole maps dropped the network is harder to train and underfits", "–",
           tuple(Contrast(f"drop rate {p}, 1d − 2d", (kind(p, "1d"), kind(p, "2d")), "train_acc")
                 for p in RATES[1:])),
@@ -158,7 +169,8 @@ CLAIMS = (
     Claim("20b", "Validation first rises, then falls", "MLP, 0.001, drop 0", tuple(
         Contrast(f"best of 1024 and 2048 − {b}",
                  (cell("batchsize", batch_size=(1024, 2048)), size(b))) for b in (512, 4096))),
-    Claim("21", "Larger batches give batch normalization better statistics", "–", (
+    Claim("21a", "Larger batches give batch normalization better statistics", "–"),
+    Claim("21b", "… and that is good for inference", "–", (
         Contrast("gain of batch normalization at 4096 − at 16", (
             norm(4096), norm(4096, without=True), norm(16), norm(16, without=True))),)),
     Claim("22a", "Larger batches train a bit faster", "–", (TimeSaved("mlp"), TimeSaved("cnn"))),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from report.drawing import DASHES, HUES, OF_NETWORK
 from report.results import data_name
-from report.old_studies import Source, summary
+from report.frame import Source
 from report.variance import grids, shares
 from store.files import UserError, as_csv, make_folder, write_file
 from store.run import COLUMNS, Run
@@ -27,7 +27,7 @@ FLAT = ("name", *SETTINGS, "data", "device", "state", "epochs", "best_epoch", *R
 # One flat table
 
 
-def flat(run: Run) -> dict:
+def flat(run: Run, source: Source) -> dict:
     """All of a run but its curves, a value per column; results as in the report's other tables."""
     values = {key: run.config.get(key, own.default_of(run.network))  # older runs do not name all
               for key, own in SETTINGS.items()} | {
@@ -36,8 +36,7 @@ def flat(run: Run) -> dict:
         "state": "finished" if run.result else "failed" if run.failure else "unfinished",
         "seconds": round(sum(row["seconds"] for row in run.rows), 3),
         "failure": run.failure.get("reason") if run.failure else None}
-    if run.rows:
-        values |= summary(run.rows)
+    values |= source.summaries.get((run.network, run.name), {})
     return {key: encodable(values.get(key)) for key in FLAT}
 
 
@@ -51,7 +50,7 @@ def encodable(value):
 def write_runs(source: Source, folder: Path) -> Path:
     """runs.csv: a row per run, those of no study too. The same runs give the same bytes."""
     make_folder(folder)
-    rows = sorted(map(flat, source.records), key=lambda row: (row["network"], row["name"]))
+    rows = sorted((flat(run, source) for run in source.records), key=lambda row: (row["network"], row["name"]))
     write_file(folder / "runs.csv", as_csv(FLAT, rows))
     return folder / "runs.csv"
 
@@ -89,15 +88,15 @@ def page_data(source: Source) -> dict:
     return {"settings": [*SETTINGS, "data", "state"], "defaults": SETTINGS, "results": RESULTS,
             "hues": [*HUES.items()],
             "dashes": [(rate, [] if dash == "-" else dash[1]) for rate, dash in DASHES.items()],
-            "runs": [page_run(run) for run in source.records],
+            "runs": [page_run(run, source) for run in source.records],
             "grids": [{"title": str(grid), "seeds": len(grid.seeds), "color": OF_NETWORK[network],
                        "shares": {key: shares(found[key][network].values) for key in RESULTS}}
                       for network, grid in found["val_acc"].items()]}
 
 
-def page_run(run: Run) -> dict:
+def page_run(run: Run, source: Source) -> dict:
     """A run and its curves. Runs of one group differ in their seed alone."""
-    return {**flat(run), "group": f"{run.network}/{run.setting}/{run.variant}/{run.fingerprint}",
+    return {**flat(run, source), "group": f"{run.network}/{run.setting}/{run.variant}/{run.fingerprint}",
             "machine": {name: value for key, part in run.config.items() if key not in SETTINGS
                         for name, value in leaves(key, part)},
             "curves": {key: [row[key] for row in run.rows] for key in CURVES}}

@@ -13,7 +13,7 @@ from report.results import RESULTS, data_name, read_object, read_results, read_r
 from store.files import UserError
 from store.run import COLUMNS, Run
 from store.settings import DEFAULTS, NETWORKS, Settings
-from studies import STUDIES, Study
+from studies import STUDIES, Study, trained
 
 EPOCHS = {network: DEFAULTS[network]["num_epochs"] for network in NETWORKS}
 METRICS = COLUMNS[1:-1]
@@ -31,14 +31,9 @@ def varied() -> dict[str, None]:
 
 
 def experiment(settings: Settings) -> str:
-    """A run's name without the seed, the same for settings that are one network.
-
-    Drop rate 0 is without dropout, whatever its type.
-    """
-    if settings.without_dropout or settings.drop_rate == 0:
-        settings = dataclasses.replace(settings, drop_rate=0.0, without_dropout=False,
-                                       dropout_type=settings.dropout_type and "2d")
-    plain = Settings(**{name: getattr(settings, name) for name in (*ABLATED, *varied())})
+    """A run's name without the seed, the same for settings that are one network."""
+    same = trained(settings)
+    plain = Settings(**{name: getattr(same, name) for name in (*ABLATED, *varied())})
     return "_".join(filter(None, (plain.setting, plain.variant)))
 
 
@@ -88,7 +83,7 @@ class Source:
             [(run.network, run.name, run.seed, *(row[key] for key in COLUMNS))
              for run in self.records for row in run.rows],
             columns=["network", "run", "seed", *COLUMNS])
-        self.numbers = summaries(self.epochs, ["network", "run"])
+        self.summaries = summaries(self.epochs, ["network", "run"]).to_dict("index")
         self.chosen: dict[str, dict[str, list[Run]]] = {network: {} for network in NETWORKS}
         self.data: dict[str, str] = {}
         self.fingerprint: dict[str, str] = {}
@@ -162,10 +157,10 @@ class Curve:
 
 
 @cache
-def _asked(network: str) -> set[str]:
-    """The experiments of all studies: one of another study is none that somebody added."""
-    return {experiment(settings) for study in STUDIES if study.network == network
-            for settings in study.settings.values()}
+def _studies_of(network: str) -> Counter:
+    """In how many studies each experiment is."""
+    return Counter(name for study in STUDIES if study.network == network
+                   for name in set(map(experiment, study.settings.values())))
 
 
 class View:
@@ -190,6 +185,10 @@ class View:
                              key=lambda value: (value is None, value))) > 1}
         found = {label: chosen.get(experiment(settings), [])
                  for label, settings in self.settings.items()}
+        alone = {name for name in map(experiment, study.settings.values())
+                 if _studies_of(study.network)[name] == 1}
+        if alone and not study.splits and not alone & chosen.keys():
+            found = dict.fromkeys(found, [])  # all that is there was made for other studies
         asked = Counter(max(run.num_epochs for run in runs) for runs in found.values() if runs)
         self.epochs = max(asked, key=lambda epochs: (asked[epochs], -epochs)) if asked else 0
         names = pd.DataFrame([(label, run.name) for label, runs in found.items() for run in runs],
@@ -282,7 +281,7 @@ class View:
 
 
 def command(study: Study) -> str:
-    """What trains a study, for the network in question where several share its name."""
+    """What trains a study, for its network alone where both have one."""
     networks = {each.network for each in STUDIES if each.name == study.name}
     start = "python theory.py rates" if study.name == "rates" else f"./run_grid.sh {study.name}"
     return start + f" --network {study.network}" * (len(networks) > 1)
@@ -299,7 +298,7 @@ def joined(study: Study, chosen: dict[str, list[Run]]) -> dict[str, Settings]:
     for name, runs in chosen.items() if free else ():
         settings = Settings.parse(study.network, name)
         values = {key: getattr(settings, key) for key in free}
-        if name not in _asked(study.network) and name == experiment(
+        if name not in _studies_of(study.network) and name == experiment(
                 dataclasses.replace(like, **values)):
             parts = (settings.batch_size, settings.learning_rate, settings.drop_rate,
                      *(values["dropout_type"],) * ("dropout_type" in free))

@@ -18,7 +18,7 @@ from report.findings import FAILS, HOLDS, UNDECIDED, Claims, Finding, findings
 from report.measured import figure
 from report.results import data_name, seconds
 from report.old_statistics import FEW, Pool, optimism
-from report.old_studies import BASES, DROP_RATES, EPOCHS, Curve, Source, View, summary
+from report.frame import BASES, DROP_RATES, EPOCHS, Curve, Source, View, summary
 from report.tables import (
     HEADER,
     MEASURES,

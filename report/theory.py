@@ -20,7 +20,7 @@ import mlp.model
 from layers import BatchNorm, Dropout
 from load_data import Data, Split, load_cifar_2d, load_cifar_4d, normalize
 from report.results import data_name, read_runs, write_theory
-from report.old_studies import BASES, SMALL_BATCHES, SWEEP
+from report.frame import BASES, SMALL_BATCHES, SWEEP
 from store.files import ROOT, UserError
 from store.images import evaluation_batches, prepared
 from store.run import RunFolder
