@@ -24,7 +24,6 @@ RATES = (0.0, 0.2, 0.4, 0.6, 0.8)
 NETWORKS = ("MLP", "CNN")
 ABLATION, FIVE, TEN = "128_0.001_0.2, four cells", "128, 0.001, five rates", "the ten plotted best"
 AT_BASE = {"MLP": "1024_0.001_0.2", "CNN": "128_0.001_0.2"}
-PAIRS = ((False, ""), (True, ", without the other layer"))
 
 
 def base(network: str, no_norm: bool = False, no_dropout: bool = False) -> Cell:
@@ -32,24 +31,23 @@ def base(network: str, no_norm: bool = False, no_dropout: bool = False) -> Cell:
     return cell(f"{network}_ablation", without_BatchNorm=no_norm, without_dropout=no_dropout)
 
 
-def of_norm(network: str, of: str, sign: str, bounds=POSITIVE) -> list[Contrast]:
+def of_norm(network: str, of: str, with_first: bool, bounds=POSITIVE) -> list[Contrast]:
     """With and without batch normalization, in both pairs of the ablation."""
-    found = []
-    for other, text in PAIRS:
-        pair = [base(network, no_norm, other) for no_norm in (False, True)]
-        pair = pair if sign == "with − without" else pair[::-1]
-        found.append(Contrast(f"{network}, {sign}{text}", tuple(pair), of, bounds))
-    return found
+    return [pair(network, text, of, with_first, bounds, base(network, False, other),
+                 base(network, True, other))
+            for other, text in ((False, ""), (True, ", no dropout"))]
 
 
-def of_dropout(network: str, of: str, sign: str, bounds=POSITIVE) -> list[Contrast]:
+def of_dropout(network: str, of: str, with_first: bool, bounds=POSITIVE) -> list[Contrast]:
     """With and without dropout, in both pairs of the ablation."""
-    found = []
-    for other, text in PAIRS:
-        pair = [base(network, other, no_dropout) for no_dropout in (False, True)]
-        pair = pair if sign == "with − without" else pair[::-1]
-        found.append(Contrast(f"{network}, {sign}{text}", tuple(pair), of, bounds))
-    return found
+    return [pair(network, text, of, with_first, bounds, base(network, other, False),
+                 base(network, other, True))
+            for other, text in ((False, ""), (True, ", no batch normalization"))]
+
+
+def pair(network: str, text: str, of: str, with_first: bool, bounds, a: Cell, b: Cell) -> Contrast:
+    sign = "with − without" if with_first else "without − with"
+    return Contrast(f"{network}, {sign}{text}", (a, b) if with_first else (b, a), of, bounds)
 
 
 def kind(rate: float, type: str) -> Cell:
@@ -120,26 +118,26 @@ CLAIMS = (
             like="epochs"))),
     Claim("8b", "… by sharing parameters, and by some invariance to shifts from pooling", "–"),
     Claim("9a", "Dropout improves the CNN's validation, in each pair", ABLATION,
-          tuple(of_dropout("CNN", "val_acc", "with − without"))),
+          tuple(of_dropout("CNN", "val_acc", True))),
     Claim("9b", "Training of the CNN is clearly better without dropout", ABLATION,
-          tuple(of_dropout("CNN", "train_acc", "without − with"))),
+          tuple(of_dropout("CNN", "train_acc", False))),
     Claim("10", "Dropout improves generalization and markedly reduces overfitting",
           "the gap of training and validation", tuple(
               Contrast(f"{n}, gap of the losses without − with", (base(n, False, True), base(n)),
                        "gap") for n in NETWORKS)),
     Claim("11a", "The MLP's validation is about the same with and without dropout", "ablation",
-          tuple(of_dropout("MLP", "val_acc", "with − without", SAME))),
+          tuple(of_dropout("MLP", "val_acc", True, SAME))),
     Claim("11b", "The CNN's is better with it", "ablation",
-          tuple(of_dropout("CNN", "val_acc", "with − without"))),
+          tuple(of_dropout("CNN", "val_acc", True))),
     Claim("12", "Dropout is indispensable to the generalization of both networks",
           "its conclusion from 9 to 11: the gap", tuple(
               Contrast(f"{n}, gap of the losses without − with", (base(n, False, True), base(n)),
                        "gap") for n in NETWORKS)),
     Claim("13a", "Validation is better or nearly the same with batch normalization, in each pair",
           "ablation", tuple(each for n in NETWORKS for each in of_norm(
-              n, "val_acc", "with − without", (-NO_WORSE[n], float("inf"))))),
+              n, "val_acc", True, (-NO_WORSE[n], float("inf"))))),
     Claim("13b", "Training is clearly better without batch normalization", "ablation",
-          tuple(each for n in NETWORKS for each in of_norm(n, "train_acc", "without − with"))),
+          tuple(each for n in NETWORKS for each in of_norm(n, "train_acc", False))),
     Claim("14", "Batch normalization improves generalization and markedly reduces overfitting",
           "the gap", tuple(
               Contrast(f"{n}, gap of the losses without − with", (base(n, True), base(n)), "gap")

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
+from matplotlib.transforms import blended_transform_factory
 from PIL import Image
 
 from report import sweeps, theory_figures
@@ -52,6 +53,7 @@ SPLITS = {"train": "training", "val": "validation", "test": "test"}
 QUANTITIES = {"acc": ("accuracy", "accuracy (%)", 100),
               "loss": ("loss", "loss, cross entropy (nats)", 1)}
 SHOWN = 10  # curves of a grid
+SMALL_TEXT = 9
 MILD = 0.4  # the highest drop rate of the bars without the extreme ones
 UNITS = {"acc": "accuracy (percentage points)", "loss": "loss (nats)", "time": "share of the time"}
 VERDICTS = {HOLDS: (BLUE, "o"), FAILS: (ORANGE, "s")}
@@ -208,7 +210,7 @@ def best_of_grid(figure: Figure, view: View, pool: Pool, split: str, quantity: s
         axes = mosaic[size]
         cut = limit(axes, drawn)
         epoch_axis(axes, view.epochs)
-        axes.set_title(f"batch {size}" + "" * bool(axes.lines), fontsize=10.5)
+        axes.set_title(f"batch {size}", fontsize=10.5)
         if not axes.lines:
             axes.text(0.5, 0.5, "none of the ten", transform=axes.transAxes, ha="center",
                       fontsize=SMALL_TEXT, color=GREY)
@@ -218,7 +220,8 @@ def best_of_grid(figure: Figure, view: View, pool: Pool, split: str, quantity: s
     dots(mosaic["dots"], shown, pool, split, quantity)
     headline(figure, title_of(view, f"{view.study.title}: {SPLITS[split]} {what}"))
     handles = [Line2D([], [], color=colour, lw=1.7, label=f"learning rate {rate:g}")
-               for rate, colour in HUES.items()]
+               for rate, colour in HUES.items() if any(
+                    curve.settings.learning_rate == rate for curve in shown)]
     handles += [Line2D([], [], color=GREY, ls=dash, lw=1.7, label=f"drop rate {rate:g}")
                 for rate, dash in DASHES.items() if any(
                     curve.settings.drop_rate == rate for curve in shown)]
@@ -227,9 +230,6 @@ def best_of_grid(figure: Figure, view: View, pool: Pool, split: str, quantity: s
         view, f"the {len(shown)} best of {len(view.curves)} settings, batch size_learning "
         f"rate_drop rate, lowest validation loss first; {INTERVALS}; bands: ± 1 sd over seeds"
         + "; the axes leave out the first epochs" * cut))
-
-
-SMALL_TEXT = 9
 
 
 def grid_style(curve: Curve) -> dict:
@@ -346,9 +346,10 @@ def claim_panel(axes, rows: list, unit: str, factor: float) -> None:
     for finding, number, verdict in rows:
         if finding.claim.number != before:
             y -= 1.2
-            words = textwrap.shorten(finding.claim.words, 92, placeholder=" …")
-            axes.text(0.004, y, f"{finding.claim.number}  {words}", fontsize=8, weight="bold",
-                      va="center", transform=axes.get_yaxis_transform())
+            words = textwrap.shorten(finding.claim.words, 100, placeholder=" …")
+            place = blended_transform_factory(axes.figure.transFigure, axes.transData)
+            axes.text(0.012, y, f"{finding.claim.number}  {words}", fontsize=8, weight="bold",
+                      va="center", transform=place, in_layout=False)
             before = finding.claim.number
         y -= 1
         estimate, (low, high) = number.by[finding.by], number.bounds

@@ -108,13 +108,9 @@ class Source:
         for run in sorted(runs, key=lambda run: run.seed):
             found.setdefault(experiment(run.settings), []).append(run)
         for name, same in found.items():
-            best = {}
-            for run in same:
-                best[run.seed] = max(run, best.get(run.seed, run), key=lambda run: (
-                    version(run) != "", len(run.rows), run.name.startswith(name)))
-            known = [run for run in best.values() if version(run)]
-            enough = len(known) >= min(ENOUGH, len(best) - len(known))
-            self.chosen[network][name] = known if known and enough else list(best.values())
+            known = [run for run in same if version(run)]
+            enough = len(known) >= min(ENOUGH, len(same) - len(known))
+            self.chosen[network][name] = known if known and enough else same
 
     def of(self, network: str) -> list[Run]:
         return [run for run in self.records if run.network == network]
@@ -166,12 +162,12 @@ def _studies_of(network: str) -> Counter:
 class View:
     """A study as far as its runs have come.
 
-    `epochs` is the commonest requested length (ties: the shorter); longer runs are cut, so that all
-    are compared after equally many. `curves` come best first: lowest validation loss over the
+    `epochs` is the commonest requested length (ties: the shorter), or a given shorter one; longer
+    runs are cut, so that all are compared after equally many. `curves` come best first: lowest validation loss over the
     epochs, mean over runs. `missing` names what is not there, not finished or failed.
     """
 
-    def __init__(self, study: Study, source: Source):
+    def __init__(self, study: Study, source: Source, epochs: int = 0):
         self.study = study
         self.data = source.data.get(study.network, "")
         self.fingerprint = source.fingerprint.get(study.network, "")
@@ -190,7 +186,8 @@ class View:
         if alone and not study.splits and not alone & chosen.keys():
             found = dict.fromkeys(found, [])  # all that is there was made for other studies
         asked = Counter(max(run.num_epochs for run in runs) for runs in found.values() if runs)
-        self.epochs = max(asked, key=lambda epochs: (asked[epochs], -epochs)) if asked else 0
+        common = max(asked, key=lambda epochs: (asked[epochs], -epochs)) if asked else 0
+        self.epochs = min(common, epochs) if epochs else common
         names = pd.DataFrame([(label, run.name) for label, runs in found.items() for run in runs],
                              columns=["label", "run"])
         rows = source.epochs[source.epochs.network == study.network]

@@ -66,10 +66,11 @@ def older(figure: Figure, evidence: Evidence) -> None:
                       label=f"{what}, here, n = {len(ours)}")
             axes.plot(theirs.epoch, 100 * theirs[f"{split}_acc"], color=colour, ls=DASHES[0.4],
                       lw=2, label=f"{what}, older report")
-        axes.set(xlabel="epoch", ylabel="accuracy (%)", title=f"{network.upper()}, {OLDER[network]}")
+        axes.set(xlabel="epoch", ylabel="accuracy (%)", title=network.upper())
         axes.legend(loc="lower right", fontsize=8.5)
-    headline(figure, "")
-    notes(figure, "; ".join(f"{network.upper()}: {curve.label}" for network, curve in known.items())
+    headline(figure, "Two runs of the older report over runs here")
+    notes(figure, "; ".join(f"{network.upper()}: {curve.label}, {OLDER[network]}"
+                            for network, curve in known.items())
           + "; which settings the older runs have follows from their numbers, no file says it")
 
 
