@@ -174,15 +174,3 @@ _GRAMMAR = (  # of the parts of a name, in this order; all but the first may be 
     "(?P<compile>compile)", "(?P<augment>augment)", "(?P<synthetic>synthetic)",
     r"images(?P<train_images>\d+)", rf"decay(?P<weight_decay>{_NUMBER})",
     "(?P<detach_statistics>detached)", r"patches(?P<shuffled_patches>\d+)")
-
-
-def schedule(kind: str, progress: float) -> float:
-    """The factor of the learning rate after this share of the run's steps."""
-    if kind == "constant":
-        return 1.0
-    if kind == "cosine":
-        return (1 + math.cos(math.pi * progress)) / 2
-    warm_up = 0.3  # one cycle: from 1/25 up to 1, and down to nearly nothing
-    if progress < warm_up:
-        return 0.04 + 0.96 * (1 - math.cos(math.pi * progress / warm_up)) / 2
-    return (1 + math.cos(math.pi * (progress - warm_up) / (1 - warm_up))) / 2
