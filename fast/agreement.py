@@ -74,7 +74,8 @@ def choose(candidates: tuple[Faster, ...], definition: Callable, x: Tensor,
     if type(x) is Tensor and eager() and unwatched() and all(map(untouched, modules)):
         for each in candidates:
             variant = each.variant(x, *modules)
-            if variant is not None and agrees(each, definition, variant):
+            if variant is not None and (each.trial is None
+                                        or agrees(each, definition, variant)):
                 return each.function
     return None
 

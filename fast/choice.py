@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fast import blocks, linear
 from fast.agreement import Faster
 from fast.blocks import drop_rate
+from fast.gpu import guard
 from fast.normalize import normalize
 from layers import BatchNorm1d, BatchNorm2d, Dropout, Dropout2d
 
@@ -119,7 +120,28 @@ def early_trial(variant: tuple) -> tuple[Tensor, list[nn.Module], dict]:
 
 
 EARLY = Faster("pooling early", pool_early, early_variant, early_trial)
-CNN_BLOCK = (FUSED, EARLY)
+
+
+# The kernels for a GPU
+
+
+def cnn_kernel(x: Tensor, conv: nn.Conv2d, norm: nn.Module, dropout: nn.Module) -> Tensor:
+    x = conv(x)
+    kernel = guard.cnn_block(x, norm, dropout)
+    return kernel(x, norm, dropout) if kernel else F.max_pool2d(dropout(F.relu(norm(x))), 2)
+
+
+def mlp_kernel(x: Tensor, norms, dropouts) -> Tensor:
+    """Of one network, or of several side by side: a stack of x, norms and dropouts."""
+    norms, dropouts = ([each] if isinstance(each, nn.Module) else each for each in (norms, dropouts))
+    return guard.blocks().norm_relu_dropout(x, norms, dropouts)
+
+
+CNN_KERNEL = Faster("the GPU kernels for the CNN's block", cnn_kernel,
+                    lambda x, conv, norm, dropout: guard.on_gpu(x) or None, None)
+MLP_KERNEL = Faster("the GPU kernels for the MLP's block", mlp_kernel,
+                    lambda x, norm, dropout: guard.mlp_block(x, norm, dropout), None)
+CNN_BLOCK = (CNN_KERNEL, FUSED, EARLY)
 
 
 # The MLP's block and product
@@ -146,7 +168,7 @@ def hidden_trial(variant: tuple) -> tuple[Tensor, list[nn.Module], dict]:
     return (torch.randn(9, 6) + 1).to(device), modules, {}
 
 
-HIDDEN = (Faster("the MLP's block", hidden, hidden_variant, hidden_trial),)
+HIDDEN = (MLP_KERNEL, Faster("the MLP's block", hidden, hidden_variant, hidden_trial))
 
 
 def product_variant(x: Tensor, layer: nn.Module) -> Hashable | None:
