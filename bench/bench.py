@@ -33,7 +33,7 @@ from torch import nn
 from cnn.model import CNN
 from fast.linear import Linear, linear
 from fast.processor import processor
-from fast.side_by_side import SideBySide
+from lab.side_by_side import SideBySide
 from lab.experiment import SIDE_BY_SIDE
 from load_data import load_cifar_2d, load_cifar_4d
 from mlp.model import MLP

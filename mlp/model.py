@@ -54,7 +54,7 @@ class MLP(nn.Module):
         return self.after_linear1(product(x, self.linear1))
 
     def after_linear1(self, x: Tensor) -> Tensor:
-        """All behind linear1, which fast/side_by_side.py computes for several MLPs at once."""
+        """All behind linear1, which lab/side_by_side.py computes for several MLPs at once."""
         return self.after_block1(block(x, self.norm, self.dropout))
 
     def after_block1(self, x: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fast.gpu import guard
 from store.dataset import Data, Split, normalize
 from store.settings import Settings
 
@@ -47,13 +46,6 @@ def take(split: Split, index: Tensor) -> tuple[Tensor, Tensor]:
     else:
         images = images.index_select(0, index)
     return normalize(images), labels.index_select(0, index)
-
-
-def batch(split: Split, index: Tensor) -> tuple[Tensor, Tensor]:
-    """`take`; on a GPU one kernel gathers and normalizes, instead of five."""
-    if kernel := guard.batch(split.images, index):
-        return kernel(split.images, index), split.labels.index_select(0, index)
-    return take(split, index)
 
 
 def evaluation_batches(split: Split) -> Iterator[tuple[Tensor, Tensor]]:

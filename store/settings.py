@@ -200,7 +200,7 @@ def may_be_none(name: str) -> bool:
 
 def without_defaults(settings: dict) -> dict:
     """A setting at its default is left out: runs of before it was there are the same experiment."""
-    defaults = {name: SETTINGS[name].default_of(settings.get("network")) for name in OPTIONAL}
+    defaults = DEFAULTS.get(settings.get("network"), {})
     return {name: value for name, value in settings.items()
             if value is not None and (name not in defaults or value != defaults[name])}
 

@@ -24,7 +24,7 @@ import training
 from fast import linear
 from fast.adam import Adam, adam, step_together, takes_fused
 from fast.linear import Linear
-from fast.side_by_side import Linears, SideBySide
+from lab.side_by_side import Linears, SideBySide
 from lab.experiment import gain_side_by_side, groups
 from load_data import Split, load_cifar_2d, normalize
 from store import images

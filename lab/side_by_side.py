@@ -26,8 +26,8 @@ from fast.agreement import choose
 from fast.choice import MLP_KERNEL
 from fast.linear import applies, linear
 from mlp.model import block
-from store.images import batch, evaluation_batches
-from training import Trainer, cross_entropy, logits_of
+from store.images import evaluation_batches
+from training import Trainer, batch, cross_entropy, logits_of
 
 
 class Linears(torch.autograd.Function):
