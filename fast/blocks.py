@@ -1,4 +1,4 @@
-"""The blocks of the CNN on a CPU, in fewer passes over memory: Conv, BatchNorm, ReLU, dropout, MaxPool.
+"""The blocks of the CNN on a CPU, from Conv to MaxPool, in fewer passes over memory.
 
 A convolution's output is large (51 MB for a batch of 128), and a CPU spends its time on moving it.
 MaxPool keeps a quarter of it. Every other step rises in its input, so it commutes with the maximum:

@@ -21,13 +21,12 @@ DROPOUTS = (nn.Identity, Dropout, Dropout2d)
 
 
 def on_cpu(x: Tensor, *modules: nn.Module) -> bool:
-    """Whether a CPU has x and all parameters and statistics, in float32, and some samples."""
-    return (x.device.type == "cpu" and x.dtype == torch.float32 and len(x) > 0
-            and all(values is None or values.device.type == "cpu" and values.dtype == torch.float32
-                    for module in modules
-                    for values in (*module._parameters.values(),
-                                   *(module._buffers.get(name)
-                                     for name in ("running_mean", "running_var")))))
+    """Whether a CPU has x and all parameters and statistics, in one type, and some samples."""
+    values = [x, *(value for module in modules for value in (
+        *module._parameters.values(), module._buffers.get("running_mean"),
+        module._buffers.get("running_var")) if value is not None)]
+    return (len(x) > 0 and x.dtype in (torch.float32, torch.float64)
+            and all(value.dtype == x.dtype and value.device.type == "cpu" for value in values))
 
 
 def normalizes(norm: nn.Module, size: int) -> bool:
@@ -51,7 +50,8 @@ def cnn_variant(x: Tensor, conv: nn.Module, norm: nn.Module, dropout: nn.Module)
     if not (type(conv) is nn.Conv2d and type(norm) is BatchNorm2d and drops(dropout)
             and on_cpu(x, conv, norm) and x.dim() == 4 and convolves(conv, x)
             and normalizes(norm, conv.out_channels)
-            and (not half or torch.get_autocast_dtype("cpu") == torch.bfloat16)):
+            and (not half or x.dtype == torch.float32
+                 and torch.get_autocast_dtype("cpu") == torch.bfloat16)):
         return None
     p, trains = drop_rate(dropout), norm.uses_batch_statistics()
     kind = type(dropout) if 0 < p < 1 else nn.Identity
@@ -133,7 +133,8 @@ def cnn_kernel(x: Tensor, conv: nn.Conv2d, norm: nn.Module, dropout: nn.Module) 
 
 def mlp_kernel(x: Tensor, norms, dropouts) -> Tensor:
     """Of one network, or of several side by side: a stack of x, norms and dropouts."""
-    norms, dropouts = ([each] if isinstance(each, nn.Module) else each for each in (norms, dropouts))
+    if isinstance(norms, nn.Module):
+        norms, dropouts = [norms], [dropouts]
     return guard.blocks().norm_relu_dropout(x, norms, dropouts)
 
 

@@ -10,9 +10,9 @@ import torch
 
 from fast.machine import versions
 from fast.processor import processor
-from lab.side_by_side import SideBySide
 from lab.checkpoint import Lost, best_of, files_of, take_up
 from lab.progress import Pace, Progress
+from lab.side_by_side import SideBySide
 from lab.tracking import Tracking
 from load_data import Data
 from store.code import code_version

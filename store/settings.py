@@ -108,7 +108,7 @@ class Settings:
     pool_first: bool | None = setting(
         "poolfirst", SWITCH, {"cnn": False}, "pool before dropout, not after it")
     gaussian_dropout: bool | None = setting(
-        "gaussian", SWITCH, {"mlp": False}, "multiply by noise from N(1, p/(1-p)) instead of dropping")
+        "gaussian", SWITCH, {"mlp": False}, "multiply by noise N(1, p/(1-p)) instead of dropping")
     bootstrap: bool = setting(
         "bootstrap", SWITCH, False, "train on images drawn with replacement, by the seed")
 

@@ -22,8 +22,8 @@ from triton import cdiv, next_power_of_2
 from fast.blocks import drop_rate, plain_derivative
 from fast.gpu import kernels
 from fast.gpu.guard import memory_order, normalize_each
-from layers import BatchNorm, Dropout2d
 from fast.normalize import batch_norm_in_training, differentiate, parameter_gradients
+from layers import BatchNorm, Dropout2d
 from layers.functional import dropout_mask
 
 WHOLE = 2 ** 31  # Philox draws whole numbers below
