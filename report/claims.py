@@ -85,6 +85,15 @@ def deep(layers: int, no_norm: bool, rate: float) -> Cell:
                 learning_rate=(0.01, 0.003, 0.001, 0.0003))
 
 
+def pooled(kind: str, behind: bool, rate: float | tuple = (0.2, 0.4, 0.6)) -> Cell:
+    """Dropout behind max pooling, or before it."""
+    return cell("pooling", dropout_type=kind, pool_first=behind, drop_rate=rate)
+
+
+def noisy(rate: float | tuple, gaussian: bool) -> Cell:
+    return cell("noise", drop_rate=rate, gaussian_dropout=gaussian)
+
+
 def patches(network: str, side: int | None) -> Cell:
     return cell(f"{network}_shuffled_patches", shuffled_patches=side)
 
@@ -144,7 +153,7 @@ CLAIMS = (
               for n in NETWORKS)),
     Claim("15a", "Batch normalization eases the training of deep networks", "–", tuple(
         Contrast(f"gain at 8 hidden layers − at 1, {text}", (
-            deep(8, False, p), deep(8, True, p), deep(1, False, p), deep(1, True, p)), family=16)
+            deep(8, False, p), deep(8, True, p), deep(1, False, p), deep(1, True, p)))
         for p, text in ((0.0, "no dropout"), (0.2, "drop rate 0.2")))),
     Claim("15b", "Backpropagating through mean and variance matters", "–", (
         Contrast("batch 1024, with − detached", (norm(1024), norm(1024, detached=True))),
@@ -154,6 +163,8 @@ CLAIMS = (
     Claim("17a", "Dropping whole maps is slightly worse than dropping within maps", FIVE, tuple(
         Contrast(f"drop rate {p}, 1d − 2d", (kind(p, "1d"), kind(p, "2d"))) for p in RATES[1:])),
     Claim("17b", "… and with more layers it becomes clearly worse", "–"),
+    Claim("17c", "… and it is worse where dropout stands behind pooling, too", "new here", (
+        Contrast("each at its best rate, 1d − 2d", (pooled("1d", True), pooled("2d", True))),)),
     Claim("18", "Why: with whole maps dropped the network is harder to train and underfits", "–",
           tuple(Contrast(f"drop rate {p}, 1d − 2d", (kind(p, "1d"), kind(p, "2d")), "train_acc")
                 for p in RATES[1:])),
@@ -190,5 +201,12 @@ CLAIMS = (
             (*gain("data_size", RATES[1:4], train_images=n),
              *gain("data_size", RATES[1:4], train_images=end)) for n in TRAIN_IMAGES[1:-1]))
         for end in (1000, None))),
-    Claim("26", "Randomness is neither needed nor enough; the noise is on the content of hidden "
-                "units, not on the input", "–"))
+    Claim("25d", "Dropout combines with weight decay", "–", (
+        Contrast("both − dropout alone, each at its best", (cell(
+            "decayed_dropout", drop_rate=(0.2, 0.4), weight_decay=(0.03, 0.1, 0.3, 1.0)),
+            DROPPED)),)),
+    Claim("26a", "Randomness is neither needed nor enough; the noise is on the content of hidden "
+                 "units, not on the input", "–"),
+    Claim("26b", "Gaussian noise of the same variance does as well as dropping", "new here", tuple(
+        Contrast(f"dropout − noise, {text}", (noisy(rate, False), noisy(rate, True)), bounds=SAME)
+        for text, rate in (("rate 0.2", 0.2), ("each at its best rate", (0.1, 0.2, 0.4, 0.6))))))

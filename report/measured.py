@@ -86,13 +86,14 @@ def epoch_seconds(source: Source) -> str:
     if not topics:
         return ("The seconds of an epoch by batch size: not measured yet; "
                 "`python bench/batch_sizes.py` does it. The runs shared their machines.")
-    rows = [[network.upper(), n, "{1:.2f} ({0:.2f}–{2:.2f})".format(
-        *np.percentile(seconds, (25, 50, 75))), len(seconds)]
-            for network, topic in topics for n, seconds in topic["seconds"].items()]
+    parts = []
+    for network, topic in topics:
+        medians = [f"{np.median(seconds):.2f} s at {n}" for n, seconds in topic["seconds"].items()]
+        rounds = len(next(iter(topic["seconds"].values())))
+        parts.append(f"{network.upper()} {', '.join(medians)} (median of {rounds} rounds)")
     machines = "; ".join(dict.fromkeys(topic["machine"] for _, topic in topics))
-    return (markdown(["", "batch size", "training, seconds scaled to an epoch: median (quartiles)",
-                      "rounds, in turns"], rows)
-            + f"\n\n`python bench/batch_sizes.py`; {machines}.")
+    return (f"Training for one epoch by batch size: {'; '.join(parts)}. "
+            f"`python bench/batch_sizes.py`; {machines}.")
 
 
 def order(source: Source) -> str:

@@ -16,8 +16,10 @@ from report.claims import (
     TRAIN_IMAGES,
     deep,
     gain,
+    noisy,
     norm,
     patches,
+    pooled,
 )
 from report.drawing import (
     BLUE,
@@ -75,7 +77,7 @@ def by_norm(curve: Curve) -> tuple:
 
 
 def by_type(curve: Curve) -> tuple:
-    first = ", pooled first" * bool(curve.settings.pool_first)
+    first = ", behind pooling" * bool(curve.settings.pool_first)
     if curve.settings.dropout_type == "1d":
         return f"1d: single activations{first}", SKY if first else ORANGE, "--", "^" if first else "s"
     return f"2d: whole maps{first}", GREEN if first else BLUE, "-", "D" if first else "o"
@@ -93,10 +95,6 @@ def by_noise(curve: Curve) -> tuple:
             if curve.settings.gaussian_dropout else ("dropout", BLUE, "-", "o"))
 
 
-def by_decay(curve: Curve) -> tuple:
-    return by_rate(curve)
-
-
 SWEEPS = {
     "capacity": Sweep("capacity", "hidden_size", "hidden units", by_rate),
     "data_size": Sweep("data_size", "train_images", "training images", by_rate),
@@ -105,7 +103,7 @@ SWEEPS = {
     "depth": Sweep("depth", "hidden_layers", "hidden layers, at the best learning rate", by_depth),
     "pooling": Sweep("pooling", "drop_rate", "drop rate", by_type, log=False),
     "noise": Sweep("noise", "drop_rate", "drop rate", by_noise, log=False),
-    "decayed_dropout": Sweep("decayed_dropout", "weight_decay", "decoupled weight decay", by_decay)}
+    "decayed_dropout": Sweep("decayed_dropout", "weight_decay", "decoupled weight decay", by_rate)}
 
 
 def catalogue(evidence: Evidence) -> dict[str, Callable[[Figure], None]]:
@@ -295,23 +293,40 @@ def depth(evidence: Evidence) -> str:
 
 
 def pooling(evidence: Evidence) -> str:
-    def arm(p: float, type: str, first: bool) -> Cell:
-        return cell("pooling", drop_rate=p, dropout_type=type, pool_first=first)
-
-    return markdown(["drop rate", "1d: pooled first − behind", "2d: pooled first − behind"], [
-        [p, *(points(evidence, arm(p, type, True), arm(p, type, False)) for type in ("1d", "2d"))]
+    """The same network with dropout behind pooling and before it, and the two types there."""
+    pairs = {"1d: behind − before pooling": (("1d", True), ("1d", False)),
+             "2d: behind − before pooling": (("2d", True), ("2d", False)),
+             "behind pooling: 1d − 2d": (("1d", True), ("2d", True))}
+    return markdown(["drop rate", *pairs], [
+        [p, *(points(evidence, *(pooled(*arm, p) for arm in pair)) for pair in pairs.values())]
         for p in (0.2, 0.4, 0.6)])
 
 
 def noise(evidence: Evidence) -> str:
-    return markdown(["drop rate", "Gaussian noise − dropout"], [
-        [p, points(evidence, *(cell("noise", drop_rate=p, gaussian_dropout=gaussian)
-                               for gaussian in (True, False)))] for p in (0.1, 0.2, 0.4, 0.6)])
+    return markdown(["drop rate", "dropout − Gaussian noise"], [
+        [p, points(evidence, noisy(p, False), noisy(p, True))] for p in (0.1, 0.2, 0.4, 0.6)])
+
+
+def bagged(evidence: Evidence) -> str:
+    return markdown(["", "bootstrap − all images"], [["one network", points(evidence, *(
+        cell("bagging", bootstrap=bootstrap) for bootstrap in (True, False)))]])
 
 
 TABLES = {"capacity": capacity, "data_size": data_size, "weight_decay": decay,
           "batch_norm": batch_norm, "shuffled_patches": patch_table, "depth": depth,
-          "pooling": pooling, "noise": noise}
+          "pooling": pooling, "noise": noise, "bagging": bagged}
+
+
+def differences(evidence: Evidence) -> str:
+    """All of these tables, for results/tables/differences.md."""
+    parts = []
+    for name, table in TABLES.items():
+        views = [view for key, view in evidence.views.items() if key.endswith(name) and view.curves]
+        parts += [f"## {views[0].study.title}\n\n{table(evidence)}"] if views else []
+    parts += [f"## {view.study.title}\n\n{rates_table(view)}" for key, view in
+              evidence.views.items() if view.study.name == "rates" and view.curves]
+    return "# Differences in percentage points, and the best at each learning rate\n\n" + (
+        "\n\n".join(parts))
 
 
 def rates_table(view: View) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 
 from report import measured, sweeps
 from report.evidence import BEST, FAILS, HOLDS, QUARTER, UNDECIDED, Cell, Evidence, Finding, cell
+from report.figures import QUANTITIES, SPLITS
 from report.frame import EPOCHS, Curve, View, command, plural
 from report.results import data_name
 from report.statistics import FEW, Pool, holm, optimism
@@ -123,6 +124,12 @@ class Report:
         return self.points(*(cell("dimention", drop_rate=rate, dropout_type=kind)
                              for kind in ("1d", "2d")), of=of, by=by)
 
+    def lower_loss(self, rate: float) -> str:
+        """The lowest validation loss, single activations less whole maps."""
+        estimate = self.evidence.difference(*(cell("dimention", drop_rate=rate, dropout_type=kind)
+                                              for kind in ("1d", "2d")), of="val_loss", by=BEST)
+        return str(estimate or "not run yet")
+
     def gain_over_epochs(self) -> str:
         """The MLP's gain of drop rate 0.2 when training stops earlier: its 100 epochs, cut."""
         study = next(study for study in STUDIES if study.figures == "weight_decay")
@@ -192,9 +199,10 @@ class Report:
             deviation, freedom = self.pool.deviation(network, epochs, "val_acc")
             if freedom:
                 own = [curve.deviation("val_acc") for curve in self.pool.curves.values()
-                       if (curve.network, curve.epochs) == (network, epochs)]
-                ratio = f", settings differ by a factor of {max(own) / min(own):.1f}" * (
-                    len(own) > 1 and min(own) > 0)
+                       if (curve.network, curve.epochs) == (network, epochs)
+                       and len(curve.runs) >= FEW]
+                ratio = f", settings differ by a factor of {max(own) / min(own):.1f}" if (
+                    len(own) > 1 and min(own) > 0) else ""
                 parts.append(f"{deviation:.4f} for the {network.upper()} at {epochs} epochs "
                              f"({freedom:.0f} degrees of freedom{ratio})")
         return f"In best validation accuracy it is {' and '.join(parts)}." if parts else (
@@ -285,14 +293,14 @@ class Report:
         return (f"- {finding.claim.number}, {words}: **{finding.verdict()}**{reason}"
                 + f": {'; '.join(parts)}" * bool(parts) + ".")
 
-    def argument(self, name: str, *claims: str) -> str:
+    def argument(self, name: str, *claims: str, figure: bool = True, table: bool = False) -> str:
         """An argument's figure, what it was measured on, its table, and its claims."""
         views = [view for key, view in self.views.items() if key.endswith(name)]
         if not any(view.curves for view in views):
             return self.status(views[0].study.figures)
-        parts = [self.figure(name, views[0].study.title),
+        parts = [self.figure(name, views[0].study.title) if figure else "",
                  *(self.status(view.study.figures) for view in views if view.curves),
-                 sweeps.TABLES[name](self.evidence), self.told(*claims)]
+                 sweeps.TABLES[name](self.evidence) if table else "", self.told(*claims)]
         return "\n\n".join(filter(None, parts))
 
     def topic(self, name: str, table: str) -> str:

@@ -161,7 +161,7 @@ def order(figure: Figure, network: str, topic: dict) -> None:
     for (kind, first), part in table.groupby(["dropout_type", "pool_first"]):
         colour, marker = {("1d", False): (ORANGE, "s"), ("2d", False): (BLUE, "o"),
                           ("1d", True): (SKY, "^"), ("2d", True): (GREY, "D")}[kind, first]
-        name = f"{kind}{', pooled first' * first}"
+        name = f"{kind}{', behind pooling' * first}"
         mean = part.groupby("drop_rate").mean(numeric_only=True)
         left.plot(mean.index, mean.inflation, marker=marker, color=colour, label=name)
         for key, (text, dash, filled) in columns.items():
