@@ -191,11 +191,6 @@ def limit(axes, lines: list[np.ndarray]) -> bool:
     return any(values.min() < low - pad or values.max() > high + pad for values in lines)
 
 
-def finite(values: np.ndarray) -> np.ndarray:
-    """Without what no axis can show: a foreign metrics.csv may hold 1e299."""
-    return np.clip(values, -1e30, 1e30)
-
-
 def epoch_axis(axes, last: int) -> None:
     step = next((step for step in (1, 5, 10, 20) if last <= 12 * step), last // 10)
     axes.set_xlim((1, last) if last > 1 else (0.5, 1.5))

@@ -28,7 +28,6 @@ from report.drawing import (
     SKY,
     WIDTHS,
     epoch_axis,
-    finite,
     footer,
     headline,
     is_there,
@@ -136,7 +135,7 @@ def curves(figure: Figure, view: View, pool: Pool, split: str, quantity: str) ->
 
 def draw_curve(axes, curve: Curve, key: str, factor: float, style: dict) -> list[np.ndarray]:
     """One setting over the epochs; returns the lines that the axis has to show."""
-    values = finite(factor * curve.over_epochs(key).to_numpy())
+    values = factor * curve.over_epochs(key).to_numpy()
     epochs, mean = np.arange(1, curve.epochs + 1), values.mean(0)
     axes.plot(epochs, mean, marker="o" if curve.epochs == 1 else None, **style)
     if len(values) < 2:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from report.results import RESULTS, data_name, read_object, read_results, read_runs, version
-from store.files import UserError
+from report.results import RESULTS, data_name, read_results, read_runs, read_theory, version
+from store.files import UserError, one_line
 from store.run import COLUMNS, Run
 from store.settings import DEFAULTS, NETWORKS, Settings
 from studies import STUDIES, Study, trained
@@ -83,6 +83,7 @@ class Source:
             [(run.network, run.name, run.seed, *(row[key] for key in COLUMNS))
              for run in self.records for row in run.rows],
             columns=["network", "run", "seed", *COLUMNS])
+        self.epochs[list(METRICS)] = self.epochs[list(METRICS)].clip(-1e30, 1e30)  # to count with
         self.summaries = summaries(self.epochs, ["network", "run"]).to_dict("index")
         self.chosen: dict[str, dict[str, list[Run]]] = {network: {} for network in NETWORKS}
         self.data: dict[str, str] = {}
@@ -243,7 +244,7 @@ class View:
 
     @property
     def processors(self) -> set[str]:
-        return {str(run.config.get("processor", "unknown")) for run in self.runs}
+        return {processor(run) for run in self.runs}
 
     @property
     def is_of_one(self) -> bool:
@@ -275,6 +276,11 @@ class View:
     def seeds_text(self) -> str:
         low, high = min(self.seeds, default=0), max(self.seeds, default=0)
         return plural(low, "seed") if low == high else f"{low} to {high} seeds"
+
+
+def processor(run: Run) -> str:
+    """Its name, without the instructions that it knows; a foreign run may say anything."""
+    return one_line(str(run.config.get("processor", "unknown")))[:60]
 
 
 def command(study: Study) -> str:
@@ -315,8 +321,7 @@ def views_of(source: Source) -> dict[str, View]:
 def read_source(runs_dir: Path | None, results: Path = RESULTS) -> Source:
     """The user's runs, or the published ones; UserError if there are none at all."""
     place = runs_dir or results
-    theory = read_object(place / "theory.json")
-    source = Source(read_runs(place) if runs_dir else read_results(place), theory)
+    source = Source(read_runs(place) if runs_dir else read_results(place), read_theory(place))
     if not any(run.rows for run in source.records):
         found = f"no runs in {place}" if place.is_dir() else f"there is no folder {place}"
         flag = f" --runs_dir {place}" if runs_dir else ""

@@ -70,7 +70,8 @@ def verdict_table(found: list[Finding]) -> str:
     return markdown(["", "claim", "verdict", *MEASURES], rows)
 
 
-def write_tables(evidence: Evidence, found: list[Finding], folder: Path) -> list[Path]:
+def write_tables(evidence: Evidence, found: list[Finding], folder: Path,
+                 differences: str) -> list[Path]:
     """Every table as Markdown and CSV; means over the seeds, their deviation in a column _sd."""
     make_folder(folder)
     paths = []
@@ -87,8 +88,10 @@ def write_tables(evidence: Evidence, found: list[Finding], folder: Path) -> list
     rows = [[each.claim.number, each.claim.words, each.verdict(), *row]
             for each in found for row in numbers_of(each)]
     paths += _write(folder / "findings", markdown(NUMBERS, rows), pd.DataFrame(rows, columns=NUMBERS))
-    write_file(folder / "runs.md", f"{origins(evidence.views)}\n".encode())
-    return [*paths, folder / "runs.md"]
+    for name, text in (("runs", origins(evidence.views)), ("differences", differences)):
+        write_file(folder / f"{name}.md", f"{text}\n".encode())
+        paths.append(folder / f"{name}.md")
+    return paths
 
 
 def origins(views: dict[str, View]) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 from report import measured, sweeps
 from report.evidence import BEST, FAILS, HOLDS, QUARTER, UNDECIDED, Cell, Evidence, Finding, cell
 from report.figures import QUANTITIES, SPLITS
-from report.frame import EPOCHS, Curve, View, command, plural
+from report.frame import EPOCHS, Curve, View, command, plural, processor
 from report.results import data_name
 from report.statistics import FEW, Pool, holm, optimism
 from report.tables import COLUMNS, NOT_YET, markdown, value, verdict_table
@@ -189,6 +189,10 @@ class Report:
             rows.append([text, *(f"{value(curve, 'test_acc')} (n = {len(curve.runs)})"
                                  if curve else NOT_YET for curve in cells)])
         return markdown(["layers", "MLP, test accuracy", "CNN, test accuracy"], rows)
+
+    def for_readme(self) -> dict[str, str]:
+        """What README.md shows between comments of these names."""
+        return {"results": self.best_table(), "ablation": self.ablation_table()}
 
     # Statistics
 
@@ -397,7 +401,7 @@ def in_words(curve: Curve) -> str:
 def time_of_a_run(curve: Curve) -> str:
     """The median, and the processors that took it."""
     time = duration(np.median(curve.over_epochs("seconds").sum(axis=1)))
-    machines = {str(run.config.get("processor")).split(",")[0] for run in curve.runs}
+    machines = {processor(run).split(",")[0] for run in curve.runs}
     return f"{time}, {' and '.join(sorted(machines))}"
 
 
