@@ -205,8 +205,9 @@ def keep(folder: Path, summary: dict, test: Split, probabilities: Tensor) -> Non
 
 def draw_mistakes(path: Path, test: Split, probabilities: Tensor, classes: list[str]) -> int:
     """Draw the pictures whose wrong class got the highest probability; returns their number."""
-    import store.figures  # noqa: F401
     from matplotlib.figure import Figure
+
+    import store.figures  # noqa: F401
 
     images, labels = test
     confidence, answers = probabilities.max(1)

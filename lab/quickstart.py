@@ -68,8 +68,9 @@ def cnn_epochs() -> int:
 
 def summarize(runs: dict[str, RunFolder], picture: Path) -> None:
     """A table of the runs, and their accuracy over the epochs as a picture."""
-    import store.figures  # noqa: F401
     from matplotlib.figure import Figure
+
+    import store.figures  # noqa: F401
 
     source = next(iter(runs.values())).config()["data"]["source"]
     rows = []

@@ -9,8 +9,8 @@ import re
 from pathlib import Path
 
 from report.drawing import DASHES, HUES, OF_NETWORK
-from report.results import data_name
 from report.frame import Source
+from report.results import data_name
 from report.variance import grids, shares
 from store.files import UserError, as_csv, make_folder, write_file
 from store.run import COLUMNS, Run
@@ -50,7 +50,8 @@ def encodable(value):
 def write_runs(source: Source, folder: Path) -> Path:
     """runs.csv: a row per run, those of no study too. The same runs give the same bytes."""
     make_folder(folder)
-    rows = sorted((flat(run, source) for run in source.records), key=lambda row: (row["network"], row["name"]))
+    rows = sorted((flat(run, source) for run in source.records),
+                  key=lambda row: (row["network"], row["name"]))
     write_file(folder / "runs.csv", as_csv(FLAT, rows))
     return folder / "runs.csv"
 
@@ -96,7 +97,8 @@ def page_data(source: Source) -> dict:
 
 def page_run(run: Run, source: Source) -> dict:
     """A run and its curves. Runs of one group differ in their seed alone."""
-    return {**flat(run, source), "group": f"{run.network}/{run.setting}/{run.variant}/{run.fingerprint}",
+    return {**flat(run, source),
+            "group": f"{run.network}/{run.setting}/{run.variant}/{run.fingerprint}",
             "machine": {name: value for key, part in run.config.items() if key not in SETTINGS
                         for name, value in leaves(key, part)},
             "curves": {key: [row[key] for row in run.rows] for key in CURVES}}

@@ -447,5 +447,5 @@ def far(figure: Figure, source: Source, aim: float = 80, error: float = 0.8) -> 
              xlim=(1, max(len(run.rows) for run in runs) + 1))
     axes.legend(loc="lower right", title="highest learning rate", alignment="left",
                 title_fontsize=9.5)
-    notes(figure, f"hollow: one seed each. Grey: the aim of {aim} % ± two standard errors of 10,000 "
-                  f"images, {error} points", "; ".join(run.name for run in runs))
+    notes(figure, f"hollow: one seed each. Grey: the aim of {aim} % ± two standard errors of "
+                  f"10,000 images, {error} points", "; ".join(run.name for run in runs))

@@ -53,9 +53,9 @@ def summaries(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     runs = rows.groupby(by, sort=False)
     size, place = runs.epoch.transform("size"), runs.cumcount() + 1
     quarter = (size // 4).clip(lower=1)
+    before = (place > size - 2 * quarter) & (place <= size - quarter) | (size == 1)
     parts = {"": rows.loc[runs.val_acc.idxmax()], "last_": rows[place == size],
-             "quarter_": rows[place > size - quarter],
-             "before_": rows[(place > size - 2 * quarter) & (place <= size - quarter) | (size == 1)]}
+             "quarter_": rows[place > size - quarter], "before_": rows[before]}
     table = pd.concat([part.groupby(by, sort=False)[list(METRICS)].agg(
         lambda values: values.to_numpy().mean()).add_prefix(prefix)
                        for prefix, part in parts.items()], axis=1)
@@ -164,8 +164,8 @@ class View:
     """A study as far as its runs have come.
 
     `epochs` is the commonest requested length (ties: the shorter), or a given shorter one; longer
-    runs are cut, so that all are compared after equally many. `curves` come best first: lowest validation loss over the
-    epochs, mean over runs. `missing` names what is not there, not finished or failed.
+    runs are cut, so that all are compared after equally many. `curves` come best first: lowest
+    validation loss over the epochs, mean over runs. `missing` names what is not there, not finished or failed.
     """
 
     def __init__(self, study: Study, source: Source, epochs: int = 0):
@@ -225,12 +225,14 @@ class View:
 
     def find(self, **wanted) -> Curve | None:
         """The complete curve with these settings; None if it is not there."""
-        return next((self.complete(label) for label, settings in self.settings.items()
-                     if all(getattr(settings, key) == value for key, value in wanted.items())), None)
+        fitting = [label for label, settings in self.settings.items()
+                   if all(getattr(settings, key) == value for key, value in wanted.items())]
+        return self.complete(fitting[0]) if fitting else None
 
     @property
     def runs(self) -> list[Run]:
-        return list({run.name: run for curve in self.curves.values() for run in curve.runs}.values())
+        named = {run.name: run for curve in self.curves.values() for run in curve.runs}
+        return list(named.values())
 
     @property
     def origin(self) -> str:
@@ -298,7 +300,7 @@ def joined(study: Study, chosen: dict[str, list[Run]]) -> dict[str, Settings]:
     """Further values of what a study varies, if somebody trained them for no other study."""
     more, free = {}, JOINING.get(study.figures, ())
     like = next(iter(study.settings.values()))
-    for name, runs in chosen.items() if free else ():
+    for name in chosen if free else ():
         settings = Settings.parse(study.network, name)
         values = {key: getattr(settings, key) for key in free}
         if name not in _studies_of(study.network) and name == experiment(

@@ -203,7 +203,7 @@ def collect(runs_dir: Path, folder: Path = RESULTS) -> list[str]:
 
 
 def add_predictions(folder: Path, network: str, runs_dir: Path, names: list[str]) -> None:
-    """Take what these runs predict beside what is published; written first, as more does no harm."""
+    """Take in what these runs predict; written first, since more of it does no harm."""
     path = folder / f"{network}_predictions.npz"
     known = read_arrays(path)
     for name in names:
@@ -226,7 +226,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def _write_runs(folder: Path, network: str, runs: list[Run]) -> None:
-    """Both files of a network. Until both are there, `pending` holds the two, and is what counts."""
+    """Both files of a network; until both are there, `pending` holds the two and counts."""
     if not runs:
         return
     rows = ({"name": run.name, **row} for run in runs for row in run.rows)
@@ -290,7 +290,7 @@ TOPICS = {  # for each topic its lists of numbers, of equal lengths within a gro
 
 
 def read_theory(folder: Path) -> dict:
-    """The topics of theory.json that are as theory.py writes them; others are named and left out."""
+    """The topics of theory.json as theory.py writes them; others are named and left out."""
     theory, odd = read_object(folder / "theory.json"), []
     sound: dict = {}
     for network in NETWORKS:

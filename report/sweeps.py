@@ -77,10 +77,11 @@ def by_norm(curve: Curve) -> tuple:
 
 
 def by_type(curve: Curve) -> tuple:
-    first = ", behind pooling" * bool(curve.settings.pool_first)
-    if curve.settings.dropout_type == "1d":
-        return f"1d: single activations{first}", SKY if first else ORANGE, "--", "^" if first else "s"
-    return f"2d: whole maps{first}", GREEN if first else BLUE, "-", "D" if first else "o"
+    kind, behind = curve.settings.dropout_type, bool(curve.settings.pool_first)
+    colour, marker = {("1d", False): (ORANGE, "s"), ("2d", False): (BLUE, "o"),
+                      ("1d", True): (SKY, "^"), ("2d", True): (GREEN, "D")}[kind, behind]
+    text = "1d: single activations" if kind == "1d" else "2d: whole maps"
+    return text + ", behind pooling" * behind, colour, "--" if kind == "1d" else "-", marker
 
 
 def by_depth(curve: Curve) -> tuple:
@@ -236,7 +237,8 @@ def rows_of_gain(evidence: Evidence, study: str, along: str, values: tuple, rate
         if dropped and none:
             rows.append([x or FULL[along], dropped.settings.drop_rate, percent(none),
                          evidence.pool.estimate("quarter_val_acc", dropped, none).points])
-    return markdown([name, "best drop rate above 0", "without dropout (%)", "gain of dropout"], rows)
+    return markdown([name, "best drop rate above 0", "without dropout (%)", "gain of dropout"],
+                    rows)
 
 
 def points(evidence: Evidence, *cells: Cell, **how) -> str:
@@ -287,7 +289,8 @@ def patch_table(evidence: Evidence) -> str:
 
 
 def depth(evidence: Evidence) -> str:
-    return markdown(["hidden layers", "with − without, no dropout", "with − without, drop rate 0.2"],
+    return markdown(["hidden layers", "with − without, no dropout",
+                     "with − without, drop rate 0.2"],
                     [[n, *(points(evidence, deep(n, False, p), deep(n, True, p))
                            for p in (0.0, 0.2))] for n in (1, 2, 4, 8)])
 

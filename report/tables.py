@@ -87,7 +87,8 @@ def write_tables(evidence: Evidence, found: list[Finding], folder: Path,
         paths += _write(folder / name, curve_table(curves), frame)
     rows = [[each.claim.number, each.claim.words, each.verdict(), *row]
             for each in found for row in numbers_of(each)]
-    paths += _write(folder / "findings", markdown(NUMBERS, rows), pd.DataFrame(rows, columns=NUMBERS))
+    paths += _write(folder / "findings", markdown(NUMBERS, rows),
+                    pd.DataFrame(rows, columns=NUMBERS))
     for name, text in (("runs", origins(evidence.views)), ("differences", differences)):
         write_file(folder / f"{name}.md", f"{text}\n".encode())
         paths.append(folder / f"{name}.md")

@@ -263,8 +263,9 @@ class Report:
         if view.study.splits or min(view.seeds) >= FEW:
             return ""
         deviation, freedom = self.pool.deviation(view.study.network, view.epochs, "quarter_val_acc")
-        return (f" Where a setting has fewer than {FEW} runs, intervals take the pooled deviation of "
-                f"{100 * deviation:.2f} points ({freedom:.0f} degrees of freedom)." if freedom else
+        return (f" Where a setting has fewer than {FEW} runs, intervals take the pooled deviation "
+                f"of {100 * deviation:.2f} points ({freedom:.0f} degrees of freedom)."
+                if freedom else
                 " No setting of this length has a second seed, so differences have no interval.")
 
     def best(self, name: str, most: int = 5) -> str:
@@ -307,8 +308,8 @@ class Report:
                  sweeps.TABLES[name](self.evidence) if table else "", self.told(*claims)]
         return "\n\n".join(filter(None, parts))
 
-    def topic(self, name: str, table: str) -> str:
-        missing = [n for n in NETWORKS if name not in self.source.theory.get(n, {})]
+    def topic(self, name: str, table: str, networks: tuple[str, ...] = NETWORKS) -> str:
+        missing = [n for n in networks if name not in self.source.theory.get(n, {})]
         ran = "; ".join(f"{n.upper()}, {plural(len(topic['runs']), 'network')} of "
                         f"`{topic['setting']}` ({topic['data']})"
                         for n, topic in measured.known(self.source, name))
@@ -358,8 +359,9 @@ class Report:
                 for run in self.source.of("cnn") if run.settings and run.settings.augment
                 and run.rows]
         if not runs:
-            return NOT_YET + " " + self.run("python cnn/main.py --drop_rate 0 --learning_rate 0.003 "
-                                            "--augment --schedule onecycle") + " makes it."
+            maker = self.run("python cnn/main.py --drop_rate 0 --learning_rate 0.003 --augment "
+                             "--schedule onecycle")
+            return f"{NOT_YET} {maker} makes it."
         table = markdown(["run", "epochs", "data", *(COLUMNS[key] for key in SHORT)], [
             [f"`{run.name}`", len(run.rows), data_name(run), *(f"{own[key]:.4f}" for key in SHORT)]
             for run, own in runs])
@@ -373,11 +375,10 @@ class Report:
 
     def mixed(self) -> str:
         """Which studies several versions or processors made."""
-        titles = [view.study.title for view in self.views.values()
-                  if view.curves and not view.is_of_one]
-        return (f"{len(titles)} of the {sum(bool(view.curves) for view in self.views.values())} "
-                "studies that have runs are not of one known version of the code and one processor: "
-                f"{'; '.join(titles)}." if titles else
+        begun = [view for view in self.views.values() if view.curves]
+        titles = [view.study.title for view in begun if not view.is_of_one]
+        return (f"{len(titles)} of the {len(begun)} studies that have runs are not of one known "
+                f"version of the code and one processor: {'; '.join(titles)}." if titles else
                 "Each study is of one known version of the code and one processor.")
 
     def trained(self) -> str:

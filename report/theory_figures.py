@@ -14,7 +14,6 @@ from report.drawing import (
     OF_NETWORK,
     ORANGE,
     SKY,
-    footer,
     headline,
     log_axis,
     notes,
@@ -57,7 +56,7 @@ def older(figure: Figure, evidence: Evidence) -> None:
     known = {network: curve for network, curve in cells.items() if curve}
     if not known:
         return
-    for axes, (network, curve) in zip(pair(figure, squeeze=False).flat, known.items(), strict=False):
+    for axes, (network, curve) in zip(pair(figure), known.items(), strict=False):
         theirs = pd.read_csv(RESULTS / "older" / f"{network}.csv")
         for split, colour in (("train", ORANGE), ("val", BLUE)):
             ours = 100 * curve.over_epochs(f"{split}_acc")
