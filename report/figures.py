@@ -340,7 +340,7 @@ def claims(figure: Figure, found: list[Finding]) -> None:
 def claim_panel(axes, rows: list, unit: str, factor: float) -> None:
     """The numbers of one unit from top to bottom, under the words of their claims."""
     y, places, names, before = 0.0, [], [], None
-    widest = max(abs(factor * number.by[finding.by].mean) for finding, number, _ in rows)
+    widest = max(abs(factor * number.by[finding.by].mean) for finding, number, _ in rows) or 1.0
     edge = 3 * widest
     for finding, number, verdict in rows:
         if finding.claim.number != before:

@@ -165,7 +165,8 @@ class View:
 
     `epochs` is the commonest requested length (ties: the shorter), or a given shorter one; longer
     runs are cut, so that all are compared after equally many. `curves` come best first: lowest
-    validation loss over the epochs, mean over runs. `missing` names what is not there, not finished or failed.
+    validation loss over the epochs, mean over runs. `missing` names what is not there, not finished
+    or failed.
     """
 
     def __init__(self, study: Study, source: Source, epochs: int = 0):
