@@ -63,7 +63,8 @@ class Place:
     def __init__(self, options):
         self.folder, self.device, self.data_dir = options.folder, options.device, options.data_dir
         self.short = options.device == "cpu"
-        self.batch_size, self.images = (32, 128) if self.short else (128, None)
+        few = {"batch_size": 32, "train_images": 128} if self.short else {}
+        self.few = few | {"num_epochs": 2}
 
     def main(self, runs_dir: Path, *flags: str) -> list[str]:
         """The command that trains the study's CNN."""
@@ -71,16 +72,12 @@ class Place:
 
     def flags(self, runs_dir: Path) -> list[str]:
         data = ["--data_dir", self.data_dir] if self.data_dir else ["--synthetic"]
-        few = ["--train_images", str(self.images), "--batch_size", str(self.batch_size)]
-        return ["--device", self.device, "--runs_dir", str(runs_dir), *data, *few * self.short]
+        few = [f"--{name}={value}" for name, value in self.few.items()] * self.short
+        return ["--device", self.device, "--runs_dir", str(runs_dir), *data, *few]
 
     def trainers(self, network: str, *settings: dict, build: Callable | None = None) -> list:
         """A trainer of a network for each of some settings, on the same data."""
-        common = {"batch_size": 1024 if network == "mlp" and not self.short else self.batch_size,
-                  "learning_rate": 0.001, "drop_rate": 0.2, "seed": 0, "num_epochs": 2,
-                  "train_images": self.images,
-                  **({"hidden_size": 100} if network == "mlp" else {"dropout_type": "2d"})}
-        settings = [Settings(network, **{**common, **own}) for own in settings]
+        settings = [Settings(network, **self.few | own) for own in settings]
         load = load_cifar_2d if network == "mlp" else load_cifar_4d
         device = torch.device(machine.choose_device(self.device))
         data = load(self.data_dir) if self.data_dir else load(synthetic=True)

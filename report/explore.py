@@ -6,7 +6,6 @@ no network. Names of runs and classes can hold anything; they reach it as JSON a
 
 import json
 import re
-from dataclasses import MISSING, fields
 from pathlib import Path
 
 from report.drawing import DASHES, HUES, OF_NETWORK
@@ -15,11 +14,9 @@ from report.studies import Source, summary
 from report.variance import grids, shares
 from store.files import UserError, as_csv, make_folder, write_file
 from store.run import COLUMNS, Run
-from store.settings import Settings
+from store.settings import SETTINGS
 
 TEMPLATE = Path(__file__).with_name("explore.html")
-SETTINGS = {field.name: None if field.default is MISSING else field.default
-            for field in fields(Settings)}  # and their defaults, which older runs do not name
 CURVES = COLUMNS[1:-1]
 RESULTS = ("val_acc", "val_loss", "test_acc", "test_loss", "train_acc", "train_loss")
 LAST = tuple(f"last_{key}" for key in CURVES)
@@ -32,7 +29,8 @@ FLAT = ("name", *SETTINGS, "data", "device", "state", "epochs", "best_epoch", *R
 
 def flat(run: Run) -> dict:
     """All of a run but its curves, a value per column; results as in the report's other tables."""
-    values = {key: run.config.get(key, usual) for key, usual in SETTINGS.items()} | {
+    values = {key: run.config.get(key, own.default_of(run.network))  # older runs do not name all
+              for key, own in SETTINGS.items()} | {
         "network": run.network, "name": run.name, "data": data_name(run),
         "device": run.config.get("device"), "epochs": len(run.rows),
         "state": "finished" if run.result else "failed" if run.failure else "unfinished",
