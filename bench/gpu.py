@@ -42,7 +42,7 @@ from bench import ReferenceCNN, ReferenceMLP, own
 from fast import agreement
 from fast.gpu.graph import GraphedStep
 from fast.processor import processor
-from fast.side_by_side import SideBySide
+from lab.side_by_side import SideBySide
 from load_data import load_cifar_2d, load_cifar_4d
 from store.code import code_version
 from store.images import prepared

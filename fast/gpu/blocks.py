@@ -1,4 +1,4 @@
-"""The networks' blocks on a GPU, as functions of tensors with their derivatives, and their batches.
+"""The networks' blocks on a GPU, as functions of tensors with their derivatives.
 
 PyTorch draws the masks of dropout, the very ones of the plain path. That of a CNN's single values
 is a byte each, and read once: forward notes a byte for each window, which of its four values
@@ -13,12 +13,12 @@ zero but for rounding, would take two more passes over the largest tensors.
 import torch
 from torch import Tensor, nn
 
-from fast.blocks import drop_rate, plain_derivative
+from fast.blocks import plain_derivative
+from fast.conditions import drop_rate
 from fast.gpu import kernels
-from fast.gpu.guard import memory_order
+from fast.normalize import batch_norm_in_training, differentiate
 from layers import BatchNorm, Dropout2d
-from layers.functional import batch_norm_in_training, kept
-from layers.normalize import differentiate
+from layers.functional import dropout_mask
 
 WINDOWS, CHANNELS, COLUMNS = kernels.WINDOWS, kernels.CHANNELS, kernels.COLUMNS
 
@@ -26,21 +26,21 @@ WINDOWS, CHANNELS, COLUMNS = kernels.WINDOWS, kernels.CHANNELS, kernels.COLUMNS
 def norm_relu_dropout_pool(x: Tensor, conv: nn.Conv2d, norm: BatchNorm,
                            dropout: nn.Module) -> Tensor:
     """MaxPool(dropout(ReLU(norm(conv(x))))), 2x2 windows: (N, C, H, W) → (N, C, H // 2, W // 2)."""
-    x = conv._conv_forward(x, conv.weight, None).contiguous(memory_format=torch.channels_last)
+    x = dense(conv._conv_forward(x, conv.weight, None))
     if not norm.uses_batch_statistics():
         return evaluated(x, conv.bias, norm)
     maps, values, p = None, None, drop_rate(dropout)
     if p > 0 and type(dropout) is Dropout2d:
-        maps = kept(x, p, torch.Size([*x.shape[:2], 1, 1]))
+        maps = dropout_mask(x, p, torch.Size([*x.shape[:2], 1, 1]))
     elif p > 0:
-        values = kept(torch.empty_like(x, dtype=torch.uint8), p, x.shape)
+        values = dropout_mask(torch.empty_like(x, dtype=torch.uint8), p, x.shape)
     return NormReluPool.apply(x, conv.bias, norm.weight, norm.bias, norm, maps, values, factor(p))
 
 
 def norm_relu_dropout(x: Tensor, norm: BatchNorm, dropout: nn.Module) -> Tensor:
     """dropout(ReLU(norm(x))) of (N, C)."""
     p, x = drop_rate(dropout), x.contiguous()
-    mask = kept(x, p, x.shape) if p > 0 else None
+    mask = dropout_mask(x, p, x.shape) if p > 0 else None
     return NormRelu.apply(x, norm.weight, norm.bias, norm, mask, factor(p))
 
 
@@ -49,18 +49,8 @@ def factor(p: float) -> float:
     return 1 / (1 - p) if p < 1 else 0.0
 
 
-def batch(images: Tensor, index: Tensor) -> Tensor:
-    """Images at `index`, normalized, in the memory order of store/images.take."""
-    x = torch.empty((len(index), *images.shape[1:]), device=images.device,
-                    memory_format=memory_order(images), dtype=torch.float32)
-    values = images[0].numel()
-    kernels.batch_kernel[len(index), -(-values // kernels.BYTES)](
-        images, index, x, values, num_warps=8)  # four bytes for each thread
-    return x
-
-
 def tracked(norm: BatchNorm) -> tuple:
-    """The buffers that a batch moves: running mean and variance, and how many batches there were."""
+    """What a batch moves: running mean and variance, and the count of batches."""
     if norm.training and norm.track_running_stats:
         return norm.running_mean, norm.running_var, norm.num_batches_tracked
     return None, None, None
@@ -77,7 +67,7 @@ class NormReluPool(torch.autograd.Function):
     def forward(ctx, x: Tensor, offset: Tensor | None, weight: Tensor | None, bias: Tensor | None,
                 norm: BatchNorm, maps: Tensor | None, values: Tensor | None, factor: float):
         N, C, H, W = x.shape
-        size, groups, column_groups, programs = sizes(N, C, H, W)
+        ctx.sizes = size, groups, column_groups, programs = sizes(N, C, H, W)
         pooled = pooled_like(x)
         code, y = torch.empty_like(pooled, dtype=torch.uint8), torch.empty_like(pooled)
         stats = x.new_empty((4 + 3 * programs, C), dtype=torch.float32)
@@ -104,9 +94,8 @@ class NormReluPool(torch.autograd.Function):
             zero = (g.sum((0, 2, 3)) * 0).float() if ctx.offset else None
             return dx, zero, dweight, dbias, *[None] * 4
         # what saved the tensors meanwhile may give them back in another order
-        x, pooled, code, g = (values.contiguous(memory_format=torch.channels_last)
-                              for values in (x, pooled, code, g))
-        size, groups, column_groups, programs = sizes(N, C, H, W)
+        x, pooled, code, g = dense(x), dense(pooled), dense(code), dense(g)
+        size, groups, column_groups, programs = ctx.sizes
         sums, dx = x.new_empty((3 + 2 * programs, C), dtype=torch.float32), torch.empty_like(x)
         kernels.sums_kernel[programs, groups](
             g, pooled, code, stats, sums, ctx.factor, N * size, C, PROGRAMS=programs)
@@ -182,6 +171,10 @@ def sizes(N: int, C: int, H: int, W: int) -> tuple[int, int, int, int]:
     blocks = -(-windows(N, H, W) // WINDOWS)
     programs = min(kernels.MOST_PROGRAMS, 1 << (blocks - 1).bit_length())
     return (H // 2) * (W // 2), -(-C // CHANNELS), -(-C // COLUMNS), programs
+
+
+def dense(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 def pooled_like(x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Batches, and batch normalization, ReLU, dropout and MaxPool of both networks, in Triton kernels.
+"""Batch normalization, ReLU, dropout and MaxPool of both networks, in Triton kernels.
 
 A CNN's x has shape (N, C, H, W) in channels_last order: the C values of a pixel lie side by side.
 As in fast/blocks.py, x is read once forward, for statistics and pooling, and once backward; all
@@ -8,7 +8,7 @@ columns through all steps.
 Sums run within programs, then over programs, in an order that constants fix. There are no atomics
 and no autotuning, so a run repeats bit for bit. All arithmetic is float32, whatever x is stored in.
 
-`stats` begins with four float32 rows of C values: mean, rest, variance, r = 1 / sqrt(variance + eps).
+`stats` begins with four rows of C values: mean, rest, variance, r = 1 / sqrt(variance + eps).
 `rest` is what the float32 mean lacks; a large mean would lose too much without it.
 """
 
@@ -22,7 +22,6 @@ import triton.language as tl
 MOST_PROGRAMS = 512  # of a pass that sums: four for each multiprocessor of a large card
 WINDOWS, CHANNELS = 16, 64  # that a program of the CNN works on at a time
 ROWS, COLUMNS = 512, 4  # and one of the MLP
-BYTES = 1024  # of an image, for a program that gathers a batch
 # They are default arguments below: triton compares a global with its first value at each launch.
 
 
@@ -362,14 +361,3 @@ def passed(y_ptr, g_ptr, at, inside, factor):
     """The gradient that ReLU and dropout pass on: where y is not zero."""
     g = tl.load(g_ptr + at, inside, 0.0).to(tl.float32) * factor
     return tl.where(tl.load(y_ptr + at, inside, 0.0) > 0, g, 0.0)
-
-
-# A batch
-
-
-@triton.jit(do_not_specialize=["index_ptr"])
-def batch_kernel(images_ptr, index_ptr, x_ptr, F, BYTES: tl.constexpr = BYTES):
-    """x (n, F) = (images[index] - 128) / 255 in float32, of bytes (N, F) and an index (n,)."""
-    row, f = tl.program_id(0).to(tl.int64), tl.program_id(1) * BYTES + tl.arange(0, BYTES)
-    image = tl.load(images_ptr + tl.load(index_ptr + row) * F + f, f < F, 0).to(tl.float32)
-    tl.store(x_ptr + row * F + f, tl.div_rn(image - 128, 255.0), f < F)  # `/` may round otherwise
