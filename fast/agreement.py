@@ -27,6 +27,7 @@ import layers.functional
 import layers.modules
 from layers import BatchNorm, BatchNorm1d, BatchNorm2d, Dropout, Dropout2d
 
+PLAIN = (nn.Parameter, Tensor, type(None))
 OURS = (BatchNorm1d, BatchNorm2d, Dropout, Dropout2d)
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}  # of a tensor's error, relative to its
 # norm or, for a gradient, should that be larger, to that of y: it may be zero but for rounding
@@ -101,11 +102,12 @@ def unwatched() -> bool:
 def untouched(module: nn.Module) -> bool:
     """Whether no hook, wrapper or foreign kind of tensor is in a module."""
     own = module.__dict__
+    for each in (*own["_parameters"].values(), *own["_buffers"].values()):
+        if type(each) not in PLAIN:
+            return False
     return not ("forward" in own or own["_forward_hooks"] or own["_forward_pre_hooks"]
                 or own["_backward_hooks"] or own["_backward_pre_hooks"]
-                or module._compiled_call_impl is not None or _has_any_global_hook()
-                or any(type(each) not in (nn.Parameter, Tensor, type(None))
-                       for each in (*own["_parameters"].values(), *own["_buffers"].values())))
+                or module._compiled_call_impl is not None or _has_any_global_hook())
 
 
 # Agreement

@@ -40,5 +40,6 @@ def convolves(conv: nn.Conv2d, x: Tensor) -> bool:
     """Whether it is plain, and gives at least one window for MaxPool."""
     plain = (conv.stride == conv.dilation == (1, 1) and conv.padding == (0, 0)
              and conv.groups == 1 and conv.padding_mode == "zeros")
+    height, width = conv.kernel_size
     return (plain and x.dim() == 4 and x.size(1) == conv.in_channels
-            and all(size > side for size, side in zip(x.shape[2:], conv.kernel_size, strict=True)))
+            and x.size(2) > height and x.size(3) > width)

@@ -26,22 +26,23 @@ WINDOWS, CHANNELS, COLUMNS = kernels.WINDOWS, kernels.CHANNELS, kernels.COLUMNS
 def norm_relu_dropout_pool(x: Tensor, conv: nn.Conv2d, norm: BatchNorm,
                            dropout: nn.Module) -> Tensor:
     """MaxPool(dropout(ReLU(norm(conv(x))))), 2x2 windows: (N, C, H, W) → (N, C, H // 2, W // 2)."""
-    x = dense(conv._conv_forward(x, conv.weight, None))
+    weight, offset = conv._parameters["weight"], conv._parameters["bias"]
+    x = dense(conv._conv_forward(x, weight, None))
     if not norm.uses_batch_statistics():
-        return evaluated(x, conv.bias, norm)
+        return evaluated(x, offset, norm)
     maps, values, p = None, None, drop_rate(dropout)
     if p > 0 and type(dropout) is Dropout2d:
         maps = dropout_mask(x, p, torch.Size([*x.shape[:2], 1, 1]))
     elif p > 0:
         values = dropout_mask(torch.empty_like(x, dtype=torch.uint8), p, x.shape)
-    return NormReluPool.apply(x, conv.bias, norm.weight, norm.bias, norm, maps, values, factor(p))
+    return NormReluPool.apply(x, offset, *affine(norm), norm, maps, values, factor(p))
 
 
 def norm_relu_dropout(x: Tensor, norm: BatchNorm, dropout: nn.Module) -> Tensor:
     """dropout(ReLU(norm(x))) of (N, C)."""
     p, x = drop_rate(dropout), x.contiguous()
     mask = dropout_mask(x, p, x.shape) if p > 0 else None
-    return NormRelu.apply(x, norm.weight, norm.bias, norm, mask, factor(p))
+    return NormRelu.apply(x, *affine(norm), norm, mask, factor(p))
 
 
 def factor(p: float) -> float:
@@ -52,8 +53,13 @@ def factor(p: float) -> float:
 def tracked(norm: BatchNorm) -> tuple:
     """What a batch moves: running mean and variance, and the count of batches."""
     if norm.training and norm.track_running_stats:
-        return norm.running_mean, norm.running_var, norm.num_batches_tracked
+        return tuple(norm._buffers.values())
     return None, None, None
+
+
+def affine(norm: BatchNorm) -> tuple[Tensor | None, Tensor | None]:
+    """Weight and bias; `norm.weight` takes five times as long, a tenth of a block altogether."""
+    return norm._parameters["weight"], norm._parameters["bias"]
 
 
 class NormReluPool(torch.autograd.Function):
@@ -112,7 +118,7 @@ def evaluated(x: Tensor, offset: Tensor | None, norm: BatchNorm) -> Tensor:
     N, C, H, W = x.shape
     y = pooled_like(x)
     kernels.evaluation_kernel[-(-windows(N, H, W) // WINDOWS), -(-C // CHANNELS)](
-        x, norm.weight, norm.bias, offset, norm.running_mean, norm.running_var, y, norm.eps,
+        x, *affine(norm), offset, norm.running_mean, norm.running_var, y, norm.eps,
         N, H, W, C)
     return y
 

@@ -6,6 +6,7 @@ the modules run. The trials take as many programs as training does, and several 
 that the compiled kernels are those that train.
 """
 
+import functools
 import importlib
 import os
 import shutil
@@ -131,6 +132,7 @@ MLP = Faster("the MLP's block in GPU kernels", mlp_block, mlp_variant, mlp_trial
 # Triton
 
 
+@functools.cache
 def blocks() -> ModuleType:
     """fast/gpu/blocks.py, which needs triton; loaded when it is asked for."""
     return importlib.import_module("fast.gpu.blocks")
