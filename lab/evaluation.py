@@ -40,7 +40,7 @@ from store.trained import (
     read_trained,
     restore,
 )
-from training import answer
+from training import logits_of
 
 WIDTH = 100  # of the table, at most
 MISTAKES = 32  # pictures in mistakes.png
@@ -130,7 +130,7 @@ def evaluate(trained: Trained, data: Data, build: Build, device: torch.device) -
 @torch.no_grad()
 def measure(network: nn.Module, test: Split, trained: Trained) -> tuple[Tensor, dict]:
     """The probabilities of every class for every picture, and what evaluation.json holds."""
-    logits = torch.cat([answer(network, x, trained.settings.precision)
+    logits = torch.cat([logits_of(network, x, trained.settings.precision)
                         for x, _ in evaluation_batches(test)])
     loss = F.cross_entropy(logits, test.labels, reduction="none").mean().item()
     if not math.isfinite(loss):
