@@ -134,7 +134,9 @@ def tried(candidate: Faster, definition: Callable, variant: Hashable) -> bool:
     except Exception as error:  # no compiler, a card that it does not know
         fault = error
     if fault:
-        reason = say_slower(f"{candidate.what} is not used", fault)
+        manner = "does not work here" if isinstance(fault, Exception) else (
+            "differs from the modules, so these run")
+        reason = say_slower(f"{candidate.what} {manner}", fault)
         OUTCOMES[candidate.what] = f"not used: {reason}"
     OUTCOMES.setdefault(candidate.what, "used")
     return not fault
@@ -182,7 +184,8 @@ def outcome(function: Callable, candidate: Faster, variant: Hashable) -> dict[st
     with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
         y = function(x.requires_grad_(bool(inputs)), *modules, **options)
     g = torch.arange(y.numel(), device=y.device).view(y.shape).cos().to(y.dtype)
-    gradients = torch.autograd.grad(y, list(inputs.values()), g) if inputs else []
+    gradients = torch.autograd.grad(y, list(inputs.values()), g, allow_unused=True,
+                                    materialize_grads=True) if inputs else []
     tracked = {name: buffer for module in modules for name, buffer in module.named_buffers()}
     return {"y": y.detach(), **tracked, "the next random number": torch.rand(1, device=x.device)
             } | {f"the gradient of {name}": gradient

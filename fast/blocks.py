@@ -134,8 +134,9 @@ class NormReluPool(torch.autograd.Function):
         for part, some, out in zip(*(each.split(rows) for each in (pooled, mask, y)), strict=True):
             part = widened(part, work)
             result = out if out.dtype == part.dtype else part
-            torch.addcmul(offset, part, scale, out=result).relu_()
-            torch.mul(result, some, out=out)
+            torch.addcmul(offset, part, scale, out=result).relu_().mul_(some)
+            if result is not out:
+                out.copy_(result)
         ctx.factor, ctx.eps, ctx.rows, ctx.n = 1 / (1 - p), eps, rows, N * H * W
         ctx.save_for_backward(x, kernel, conv_bias, weight, bias, mean, r, scale, pooled, chosen, y,
                               *large)

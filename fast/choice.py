@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fast import blocks, linear
 from fast.agreement import Faster
-from fast.conditions import convolves, drop_rate, drops, normalizes, there
+from fast.conditions import block_trial, convolves, drop_rate, drops, normalizes, there
 from fast.gpu import guard
 from fast.normalize import normalize
 from layers import BatchNorm1d, BatchNorm2d, Dropout
@@ -39,18 +39,9 @@ def cnn_variant(x: Tensor, conv: nn.Module, norm: nn.Module, dropout: nn.Module)
 
 
 def cnn_trial(variant: tuple, device: str = "cpu") -> tuple[Tensor, list[nn.Module], dict]:
-    """Weights of both signs, an odd edge, and several slices, the last one smaller."""
+    """Several slices, the last one smaller; an odd edge."""
     kind, trains, half, training = variant
-    conv, norm = nn.Conv2d(3, 8, 3), BatchNorm2d(8, track_running_stats=training or not trains)
-    norm.load_state_dict({name: torch.randn_like(values) if "running_var" not in name
-                          else torch.rand_like(values) + 0.5
-                          for name, values in norm.state_dict().items()
-                          if values.is_floating_point()}, strict=False)
-    modules = [conv, norm, nn.Identity() if kind is nn.Identity else kind(0.4)]
-    for module in modules:
-        module.to(device, memory_format=torch.channels_last).train(training)
-    x = torch.randn(5, 3, 9, 8) + 1
-    x = x.to(device).contiguous(memory_format=torch.channels_last)
+    x, modules = block_trial((5, 3, 9, 8), 8, kind, trains, training, torch.device(device))
     return x, modules, {"half": half, "slice_values": 2 * 8 * 7 * 6}
 
 

@@ -1,9 +1,9 @@
-"""What the faster functions ask of modules."""
+"""What the faster functions ask of modules, and what they are tried on."""
 
 import torch
 from torch import Tensor, nn
 
-from layers import Dropout, Dropout2d
+from layers import BatchNorm2d, Dropout, Dropout2d
 
 DROPOUTS = (nn.Identity, Dropout, Dropout2d)
 
@@ -43,3 +43,24 @@ def convolves(conv: nn.Conv2d, x: Tensor) -> bool:
     height, width = conv.kernel_size
     return (plain and x.dim() == 4 and x.size(1) == conv.in_channels
             and x.size(2) > height and x.size(3) > width)
+
+
+def block_trial(shape: tuple[int, ...], channels: int, kind: type, trains: bool, training: bool,
+                device: torch.device) -> tuple[Tensor, list[nn.Module]]:
+    """Pictures and modules of a CNN's block that no precision rounds, so that MaxPool takes the
+    same: whole numbers, and weights of both signs that keep the values of a window apart."""
+    conv = nn.Conv2d(shape[1], channels, 3)
+    norm = BatchNorm2d(channels, track_running_stats=training or not trains)
+    with torch.no_grad():
+        conv.weight.copy_(torch.randint(-1, 2, conv.weight.shape))
+        conv.bias.copy_(torch.randint(-3, 4, conv.bias.shape))
+        norm.weight.uniform_(1, 2)[::2] *= -1
+        norm.bias.normal_()
+        if norm.running_mean is not None:
+            norm.running_mean.normal_()
+            norm.running_var.uniform_(4, 16)
+    modules = [conv, norm, nn.Identity() if kind is nn.Identity else kind(0.4)]
+    for module in modules:
+        module.to(device, memory_format=torch.channels_last).train(training)
+    x = torch.randint(-2, 3, shape).float()
+    return x.to(device, memory_format=torch.channels_last), modules

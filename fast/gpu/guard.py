@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from fast.agreement import Faster
-from fast.conditions import convolves, drop_rate, drops, normalizes, there
+from fast.conditions import block_trial, convolves, drop_rate, drops, normalizes, there
 from layers import BatchNorm1d, BatchNorm2d, Dropout2d
 
 DEVICE = "cuda"  # tests put "cpu" here, for triton's interpreter
@@ -69,25 +69,13 @@ def wants_gradient(x: Tensor, *modules: nn.Module) -> bool:
 
 
 def cnn_trial(variant: tuple) -> tuple[Tensor, list[nn.Module], dict]:
-    """Whole numbers, which no precision rounds, so that MaxPool takes the same; odd edges.
-
-    Every other program has a second round of windows, and the last channels do not exist.
-    """
+    """Every other program has a second round of windows, and the last channels do not exist."""
     kind, half, trains, training, device = variant
     kernels = blocks().kernels
-    conv, norm = nn.Conv2d(3, 48, 3), BatchNorm2d(48, track_running_stats=training or not trains)
-    with torch.no_grad():
-        for values, most in ((conv.weight, 2), (conv.bias, 4)):
-            values.copy_(torch.randint(1 - most, most, values.shape))
-        for values in filter(torch.is_tensor, (norm.bias, norm.running_mean)):
-            values.normal_()
-        norm.weight.uniform_(1, 2)[::2] *= -1  # near 0 a window's values would be rounded alike
-    modules = [conv, norm, nn.Identity() if kind is nn.Identity else kind(0.4)]
-    for module in modules:
-        module.to(device, memory_format=torch.channels_last).train(training)
-        module.requires_grad_(trains)  # or without derivatives
     n = kernels.MOST_PROGRAMS * kernels.WINDOWS * 3 // (2 * 16)  # of 16 windows each
-    x = torch.randint(-2, 3, (n, 3, 9, 10)).float().to(device, memory_format=torch.channels_last)
+    x, modules = block_trial((n, 3, 9, 10), 48, kind, trains, training, device)
+    for module in modules:
+        module.requires_grad_(trains)  # or without derivatives
     return x, modules, {"half": half}
 
 
