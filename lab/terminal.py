@@ -11,8 +11,9 @@ import os
 import select
 import signal
 import sys
+from pathlib import Path
 
-ROOT = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "numpy", "PIL", "tqdm", "matplotlib", "filelock", "pandas", "scipy", "jinja2")
 
 
@@ -70,15 +71,14 @@ def refuse(reason: str) -> None:
 
 def load_afresh() -> None:
     """Load our modules again, so that an edit trains; refuse the session's own of these names."""
-    ours = {name[:-3] if name.endswith(".py") else name for name in os.listdir(ROOT)
-            if name.endswith(".py") or os.path.exists(os.path.join(ROOT, name, "__init__.py"))}
+    ours = {path.parent.name if path.stem == "__init__" else path.stem
+            for path in (*ROOT.glob("*.py"), *ROOT.glob("*/__init__.py"))}
     loaded = [name for name in sys.modules if name.partition(".")[0] in ours]
     for name in loaded:
-        module = sys.modules[name]
-        place = getattr(module, "__file__", None) or str(*getattr(module, "__path__", ["?"])[:1])
-        if not os.path.realpath(place).startswith(ROOT + os.sep):
-            refuse(f"the module {name} of {place} is loaded already, in the place of this "
-                   "project's own; restart the session, or run the command in a shell")
+        place = getattr(sys.modules[name], "__file__", None) or "this session"
+        if ROOT not in Path(place).resolve().parents:
+            refuse(f"the module {name} of {place} is loaded in the place of this project's own; "
+                   "restart the session, or run the command in a shell")
     for name in loaded:
         del sys.modules[name]
     held = []

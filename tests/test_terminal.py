@@ -152,7 +152,7 @@ def test_the_first_look_leaves_ctrl_c_to_what_it_calls(tmp_path):
     """A terminal signals both; the child says so, from its first import on."""
     environment = stopping_module(tmp_path, "difflib", "os.killpg(0, signal.SIGINT); time.sleep(5)")
     (tmp_path / "done").touch()  # not for quickstart.py itself
-    code = ("import sys, os; from lab import quickstart; from lab.terminal import begin; begin(); "
+    code = ("import sys, os; import quickstart; from lab.terminal import begin; begin(); "
             f"os.remove({str(tmp_path / 'done')!r}); quickstart.cnn_epochs = lambda: 1; "
             f"sys.argv = ['quickstart.py', '--data_dir=x', {f'--runs_dir={tmp_path}/runs'!r}]; "
             "sys.exit(quickstart.main())")
