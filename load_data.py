@@ -10,29 +10,16 @@ store/images.py makes batches of it; store/cache.py finds, checks and decodes th
 """
 
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from store.cache import Arrays, load_folder
+from store.dataset import Data, Split, normalize
 from store.files import UserError
 from store.official import DATA_DIR
 from store.synthetic import SHAPES, generate
 
-
-class Split(NamedTuple):
-    images: Tensor  # uint8, N x 3 x 32 x 32 or N x 3072
-    labels: Tensor  # int64, N
-
-
-class Data(NamedTuple):
-    train: Split
-    val: Split
-    test: Split
-    classes: tuple[str, ...]
-    source: str  # "official", "image folder" or "synthetic"
-    fingerprint: str  # start of the SHA-256 of pixels, labels, class names and source
+__all__ = ["DATA_DIR", "Data", "Split", "load_cifar_2d", "load_cifar_4d", "normalize"]
 
 
 def load_cifar_4d(data_dir: Path | str | None = None, synthetic: bool = False) -> Data:
@@ -60,13 +47,6 @@ def load_cifar_2d(data_dir: Path | str | None = None, synthetic: bool = False) -
     data = load_cifar_4d(data_dir, synthetic)
     train, val, test = (Split(split.images.flatten(1), split.labels) for split in data[:3])
     return data._replace(train=train, val=val, test=test)
-
-
-def normalize(images: Tensor) -> Tensor:
-    """(x - 128) / 255 as float32, on the device of `images` (uint8, any shape)."""
-    # On a GPU PyTorch multiplies by 1/255 instead of dividing by a number; by a tensor it divides.
-    divisor = torch.full((), 255.0, device=images.device)
-    return images.to(torch.float32, copy=True).sub_(128).div_(divisor)
 
 
 def _split(arrays: Arrays) -> Data:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from load_data import Data, Split, normalize
+from store.dataset import Data, Split, normalize
 from store.settings import Settings
 
 EVALUATION_BATCH = 250  # pictures on a CPU: the CNN's activations take 100 MB; on a GPU ten times

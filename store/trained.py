@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from load_data import normalize
+from store.dataset import normalize
 from store.files import UserError, is_number, read_file
 from store.run import Run, RunFolder, intact
 from store.settings import Settings

@@ -12,7 +12,7 @@ SOURCES = sorted(path for path in ROOT.rglob("*.py")
 MAY_IMPORT = {
     "layers": {"layers"},
     "fast": {"fast", "layers", "load_data", "store", "training"},
-    "store": {"store", "load_data"},
+    "store": {"store"},
     "load_data": {"store"},
     "training": {"fast", "load_data", "store"},
     "mlp": {"fast", "layers"},
