@@ -60,17 +60,16 @@ class Progress:
         if self.bar.disable:
             splits = (f"{split} {row[f'{split}_loss']:.4f} {row[f'{split}_acc']:.4f}"
                       for split in ("train", "val", "test"))
-            return self.say("  ".join([
-                f"epoch {row['epoch']}/{self.num_epochs}", *splits,
-                f"{row['seconds']:.1f} s{left and f'{left} left'}"]))
+            self.say("  ".join([f"epoch {row['epoch']}/{self.num_epochs}", *splits,
+                                f"{row['seconds']:.1f} s{left and f'{left} left'}"]))
+            return
         room = columns(sys.stderr) - ROOM
         title = short(self.title, room - LEAST)
-        accuracy = f"acc {row['val_acc']:.3f}"
-        texts = [f"val loss {row['val_loss']:.3f} {accuracy}, {row['seconds']:.1f} s/epoch{left}",
-                 f"val loss {row['val_loss']:.3f} {accuracy}{left}",
-                 f"val {accuracy}{left}", accuracy]
+        loss, accuracy = f"val loss {row['val_loss']:.3f}", f"acc {row['val_acc']:.3f}"
         self.bar.set_description_str(title, refresh=False)
-        self.bar.set_postfix_str(fitting(texts, room - len(title)))
+        self.bar.set_postfix_str(fitting(
+            [f"{loss} {accuracy}, {row['seconds']:.1f} s/epoch{left}", f"{loss} {accuracy}{left}",
+             f"val {accuracy}{left}", accuracy], room - len(title)))
 
     def say(self, text: str) -> None:
         tqdm.write(f"{self.title}  {text}", file=sys.stdout)

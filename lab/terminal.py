@@ -35,7 +35,7 @@ def begin() -> None:
 
     A notebook keeps its signals, streams and hooks.
     """
-    if sys.version_info < (3, 10):
+    if sys.version_info < (3, 10):  # noqa: UP036
         refuse("Python {}.{} is too old, this needs 3.10 or newer".format(*sys.version_info))
     caller = sys._getframe(1)
     while caller.f_back and caller.f_globals.get("__name__") == "runpy":  # python -m

@@ -7,9 +7,9 @@ Both get curves, settings as hyper-parameters, and the metrics at the best epoch
 view's table and parallel coordinates. A resumed run is written again from metrics.csv, so no epoch
 appears twice. Files land in the run's folder: events.out.tfevents.* and wandb/.
 
-Without an API key Weights & Biases works offline, for `wandb sync` later. WANDB_MODE overrides that,
-and WANDB_PROJECT names the project. Offline it keeps the last 15 s or 32 KiB in memory: the log of
-a killed run may be empty. Resume the run, or call this command, and every epoch is in it.
+Without an API key Weights & Biases works offline, for `wandb sync` later. WANDB_MODE overrides
+that, and WANDB_PROJECT names the project. Offline it keeps the last 15 s or 32 KiB in memory: the
+log of a killed run may be empty. Resume the run, or call this command, and it has every epoch.
 """
 
 import contextlib
