@@ -58,8 +58,7 @@ def main() -> None:
 def measure(network: str, data, batch_sizes, rounds: int, images: int) -> dict[str, list[float]]:
     """Seconds of an epoch's steps at each batch size, a number per round."""
     trainers = {n: Trainer(BUILD[network], data, Settings(
-        network, n, 0.001, 0.2, 0, 1, dropout_type="2d" if network == "cnn" else None,
-        hidden_size=100 if network == "mlp" else None), CPU) for n in batch_sizes}
+        network, n, num_epochs=1), CPU) for n in batch_sizes}
     seconds: dict[str, list[float]] = {str(n): [] for n in batch_sizes}
     for i in range(rounds + 1):
         for n, trainer in trainers.items():

@@ -73,7 +73,7 @@ def steps_in_turns(builders: dict, network: str, data, batch_size: int, precisio
     """Seconds of `rounds` training steps of each network, taken in turns."""
     trainers = {}
     for name, build in builders.items():
-        settings = Settings(network, batch_size, 0.001, 0.2, 0, 1, precision=precision)
+        settings = Settings(network, batch_size, 0.001, 0.2, num_epochs=1, precision=precision)
         trainers[name] = Trainer(own(build), data, settings, CPU)
         trainers[name].network.train()
     seconds = {name: [] for name in trainers}
@@ -144,7 +144,7 @@ def measure(network: str, data_dir: str, precision: str, batch_size: int, steps:
     machine.keep_freed_memory()
     data = load(network, data_dir)
     count = SIDE_BY_SIDE if network == "mlp" else 1
-    settings = Settings(network, batch_size, 0.001, 0.2, 0, 1, precision=precision)
+    settings = Settings(network, batch_size, 0.001, 0.2, num_epochs=1, precision=precision)
     trainers = [Trainer(own(CNN if network == "cnn" else MLP), data, settings, CPU) for _ in range(count)]
     together, trainer = SideBySide(trainers), trainers[0]
     together.start()
@@ -178,7 +178,7 @@ def own(network):
 def load(network: str, data_dir: str):
     function = load_cifar_2d if network == "mlp" else load_cifar_4d
     data = function(data_dir) if data_dir != "synthetic" else function(synthetic=True)
-    return prepared(data, Settings(network, 1, 1, 0, 0, 1), CPU)
+    return prepared(data, Settings(network, 1, 1, 0), CPU)
 
 
 def import_and_start(data_dir: str) -> dict[str, float]:

@@ -62,7 +62,7 @@ class Place:
 
         load = load_cifar_2d if network == "mlp" else load_cifar_4d
         data = load(self.data_dir) if self.data_dir else load(synthetic=True)
-        settings = Settings(network, 1, 1, 0, 0, 1, train_images=self.images)
+        settings = Settings(network, 1, 1, 0, train_images=self.images)
         return prepared(data, settings, torch.device(choose_device(self.device)))
 
 
@@ -165,7 +165,7 @@ def step_makers(place: Place, network: str, precision: str, kind: str | None,
 
     data = place.load(network)
     index = torch.randperm(len(data.train.labels), device=data.train.labels.device)[:batch_size]
-    settings = Settings(network, batch_size, 0.001, 0.2, 0, 1, precision=precision, dropout_type=kind,
+    settings = Settings(network, batch_size, 0.001, 0.2, num_epochs=1, precision=precision, dropout_type=kind,
                         hidden_size=100 if network == "mlp" else None)
     ours = cnn.model.build if network == "cnn" else mlp.model.build
     theirs = own(ReferenceMLP if network == "mlp" else lambda: ReferenceCNN(kind))
@@ -223,7 +223,7 @@ def epochs(place: Place) -> list[Row]:
         build = cnn.model.build if network == "cnn" else mlp.model.build
         for batch_size in (32, 64) if place.short else sizes:
             for precision in ("fp32", "bf16"):
-                settings = Settings(network, batch_size, 0.001, 0.2, 0, 2, precision=precision,
+                settings = Settings(network, batch_size, 0.001, 0.2, num_epochs=2, precision=precision,
                                     dropout_type="2d" if network == "cnn" else None,
                                     hidden_size=100 if network == "mlp" else None)
                 trainer = Trainer(build, data, settings, data.train.labels.device)
@@ -244,7 +244,7 @@ def company(place: Place) -> list[Row]:
 
     data, rows = place.load("mlp"), []
     for batch_size in (32,) if place.short else (512, 1024, 2048, 4096):
-        settings = [Settings("mlp", batch_size, 0.001, i / 10, 0, 2, hidden_size=100) for i in range(8)]
+        settings = [Settings("mlp", batch_size, 0.001, i / 10, num_epochs=2) for i in range(8)]
         together, alone = ([Trainer(mlp.model.build, data, own, data.train.labels.device)
                             for own in settings] for _ in range(2))
         found = SideBySide(together).run_epoch() and SideBySide(together).run_epoch()

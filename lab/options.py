@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lab.status import print_plan, read_plan
 from store.files import ROOT, one_line
-from store.settings import DEFAULTS, LIMITS, LONGEST_NAME, Settings
+from store.settings import DEFAULTS, LONGEST_NAME, SETTINGS, Settings
 
 
 class Parser(argparse.ArgumentParser):
@@ -47,13 +47,6 @@ def number(kind, allowed: str, is_allowed):
             raise argparse.ArgumentTypeError(f"{text!r} is not allowed, it must be {allowed}")
         return value
     return parse
-
-
-def setting(name: str):
-    """A parser of values of a setting, within its limits."""
-    kind, allowed, holds = LIMITS[name]
-    # -0.0 becomes 0.0, as one experiment has one name
-    return number((lambda text: float(text) + 0.0) if kind is float else kind, allowed, holds)
 
 
 def name_of_file(text: str) -> str:
@@ -109,8 +102,11 @@ examples:
 
 exit code: 0 all runs finished, 1 a run failed (its loss was not finite), 2 something for you to
 mend, 130 stopped by Ctrl-C""")
-    add_experiment(parser.add_argument_group("the experiment"), network, defaults)
-    add_place(parser.add_argument_group("where and how"))
+    experiment = parser.add_argument_group("the experiment")
+    for name in DEFAULTS[network]:
+        if name != "synthetic":
+            add_setting(experiment, name, network)
+    add_place(parser.add_argument_group("where and how"), network)
     show = parser.add_argument_group(
         "live curves (optional: pip install -r requirements-extra.txt)")
     show.add_argument("--tensorboard", action="store_true",
@@ -123,58 +119,37 @@ mend, 130 stopped by Ctrl-C""")
     return parser
 
 
-def add_experiment(group, network: str, defaults: dict) -> None:
-    """The flags that are settings of a run."""
-    def several(name: str, default, text: str) -> None:
-        group.add_argument(f"--{name}", type=setting(name), default=[default], nargs="+",
-                           metavar="X", help=f"{text}, default {default}")
-
-    def one(name: str, default, text: str) -> None:
-        group.add_argument(f"--{name}", type=setting(name), default=default, metavar="N", help=text)
-
-    def switch(name: str, text: str) -> None:
+def add_setting(group, name: str, network: str) -> None:
+    """The flag of a setting, if the network has it."""
+    (_, limit, own, text, several), default = SETTINGS[name], DEFAULTS[network][name]
+    if isinstance(own, dict) and network not in own:
+        return
+    if limit.kind is bool:
         group.add_argument(f"--{name}", action="store_true", help=text)
-
-    several("batch_size", defaults["batch_size"], "images per step")
-    several("learning_rate", defaults["learning_rate"], "of Adam")
-    several("drop_rate", defaults["drop_rate"], "probability of dropping a value (or map)")
-    several("seed", 0, "of all random numbers")
-    epochs = defaults["num_epochs"]
-    one("num_epochs", epochs, f"passes over the training set, default {epochs}; a finished run "
-                              "that is asked for more goes on")
-    switch("without_BatchNorm", "leave batch normalization out")
-    switch("without_dropout", "leave dropout out")
-    if network == "cnn":
-        group.add_argument("--dropout_type", choices=("1d", "2d"), default="2d",
-                           help="1d drops single activations, 2d (default) whole feature maps")
-    else:
-        one("hidden_size", 100, "units of the hidden layer, default 100")
-    switch("augment", "train on random crops (padding 4) and horizontal flips")
-    group.add_argument("--schedule", choices=("constant", "cosine", "onecycle"), default="constant",
-                       help="of the learning rate: constant (default); cosine, down to 0; "
-                            "onecycle, up from 1/25 in 30 %% of the steps, then down to 0")
-    one("weight_decay", 0.0, "decoupled from the gradient, as in AdamW; default 0")
-    one("train_images", None, "train on the first N images; default: all")
-    switch("detach_statistics", "no gradient through the batch's mean and variance")
-    one("shuffled_patches", None, "patches of N x N pixels change places, in all images alike")
+        return
+    text += f"; default {default}" if default is not None else ""
+    if limit.choices:
+        group.add_argument(f"--{name}", choices=limit.choices, default=default, help=text)
+        return
+    # -0.0 becomes 0.0, as one experiment has one name
+    kind = (lambda text: float(text) + 0.0) if limit.kind is float else limit.kind
+    group.add_argument(f"--{name}", type=number(kind, limit.allowed, limit.holds),
+                       default=[default] if several else default, nargs="+" if several else None,
+                       metavar="X" if several else "N", help=text)
 
 
-def add_place(group) -> None:
+def add_place(group, network: str) -> None:
     """Where data and runs are, and how to compute."""
     data = group.add_mutually_exclusive_group()
     data.add_argument("--data_dir", type=FOLDER, metavar="DIR",
                       help="an image folder with train/CLASS/ and test/CLASS/, or CIFAR-10, which "
                            "an empty folder is filled with; default: data/ of this repository, "
                            "with --evaluate the run's own")
-    data.add_argument("--synthetic", action="store_true",
-                      help="a built-in generated data set, for a first look")
+    add_setting(data, "synthetic", network)
     group.add_argument("--runs_dir", type=FOLDER, default=ROOT / "runs", metavar="DIR",
                        help="where runs land; default: runs/ of this repository")
     group.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto",
                        help="auto (default) takes a GPU if there is one")
-    group.add_argument("--precision", choices=("fp32", "bf16"), default="fp32",
-                       help="bf16: mixed precision, for hardware that has it; default fp32")
-    group.add_argument("--compile", action="store_true", help="torch.compile the network")
     group.add_argument("--retry", action="store_true", help="retrain failed runs")
     group.add_argument("--no_wait", action="store_true",
                        help="do not wait for runs that other processes train (default: wait, and "
@@ -245,7 +220,7 @@ def command(parser: Parser, options, run: Settings) -> str:
 
 def combinations(options) -> list[Settings]:
     """Every combination of the values given, each once."""
-    given = {name: value for name, value in vars(options).items() if name in LIMITS}
+    given = {name: value for name, value in vars(options).items() if name in SETTINGS}
     axes = ("seed", "batch_size", "learning_rate", "drop_rate")
     return list(dict.fromkeys(Settings(**{**given, **dict(zip(axes, values, strict=True))})
                               for values in itertools.product(*(given[axis] for axis in axes))))

@@ -13,7 +13,6 @@ log of a killed run may be empty. Resume the run, or call this command, and it h
 """
 
 import contextlib
-import dataclasses
 import importlib.util
 import netrc
 import os
@@ -30,7 +29,7 @@ from pathlib import Path
 from lab.options import Parser
 from store.files import UserError, one_line, read_file, write_file
 from store.run import COLUMNS, RunFolder
-from store.settings import LIMITS, Settings
+from store.settings import SETTINGS, may_be_none
 
 PROJECT = "batchnorm-dropout"
 PATIENCE = 20.0  # seconds for Weights & Biases to answer
@@ -39,9 +38,7 @@ WANDB_MODES = ("online", "offline", "shared", "disabled", "dryrun", "run")
 CURVES = {column: "/".join(reversed(column.replace("acc", "accuracy").split("_")))
           for column in COLUMNS[1:-1]}
 FINAL = ("val_loss", "val_acc", "test_loss", "test_acc")
-SETTINGS = tuple(field.name for field in dataclasses.fields(Settings))
-OPTIONAL = {field.name: LIMITS[field.name].kind() for field in dataclasses.fields(Settings)
-            if field.default is None}
+OPTIONAL = {name: own.limit.kind() for name, own in SETTINGS.items() if may_be_none(name)}
 
 
 class TensorBoard:

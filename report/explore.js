@@ -1,7 +1,7 @@
 // The page of `plot.py --explore`: from all runs to those that the reader has chosen, and from
 // these to curves, parallel coordinates, a table and a comparison, drawn by plotly.js.
 "use strict";
-const { runs, settings, defaults, results, grids } = JSON.parse(at("data").textContent);
+const { runs, settings, usual, results, grids } = JSON.parse(at("data").textContent);
 const COLOURED = 10;  // curves
 const ROWS = 100;  // of the table, until the reader asks for all: a browser lays them out slowly
 const CIVIDIS = ["#00224e", "#434e6c", "#7d7c78", "#bcae6c", "#fee838"];
@@ -72,7 +72,7 @@ function number(key, { n, mean, sd }) {
 
 // The usual goes without saying.
 const describe = (group, keys) => keys.map(key => [key, group.runs[0][key]])
-  .filter(([key, value]) => value !== null && value !== defaults[key])
+  .filter(([key, value]) => value !== null && value !== usual[key])
   .map(([key, value]) => value === true ? words(key)
     : `${SHORT[key] ?? words(key)} ${show(value)}`.trim()).join(", ");
 const shownKeys = () => varying.filter(
@@ -310,8 +310,8 @@ function text(group, key) {
 
 function cell(group, key) {
   const failures = key === "state" ? valuesOf(group.runs, "failure").join("; ") : "";
-  const usual = key in defaults && group.runs[0][key] === defaults[key];
-  return element("td", { className: failures ? "bad" : usual ? "usual" : "", title: failures },
+  const told = group.runs[0][key] !== usual[key];
+  return element("td", { className: failures ? "bad" : told ? "" : "usual", title: failures },
                  text(group, key));
 }
 

@@ -6,7 +6,6 @@ no network. Names of runs and classes can hold anything; they reach it as JSON a
 
 import json
 import re
-from dataclasses import MISSING, fields
 from pathlib import Path
 
 from report.drawing import DASHES, HUES, OF_NETWORK
@@ -15,11 +14,9 @@ from report.studies import Source, summary
 from report.variance import grids, shares
 from store.files import UserError, as_csv, make_folder, write_file
 from store.run import COLUMNS, Run
-from store.settings import Settings
+from store.settings import SETTINGS
 
 TEMPLATE = Path(__file__).with_name("explore.html")
-SETTINGS = {field.name: None if field.default is MISSING else field.default
-            for field in fields(Settings)}  # and their defaults, which older runs do not name
 CURVES = COLUMNS[1:-1]
 RESULTS = ("val_acc", "val_loss", "test_acc", "test_loss", "train_acc", "train_loss")
 FLAT = ("name", *SETTINGS, "data", "device", "state", "epochs", "best_epoch", *RESULTS,
@@ -30,7 +27,8 @@ LONGEST = 300  # characters of a text on the page, which may be of a stranger's 
 
 def flat(run: Run) -> dict:
     """All of a run but its curves, a value per column; results as in the report's other tables."""
-    values = {key: run.config.get(key, default) for key, default in SETTINGS.items()} | {
+    values = {key: run.config.get(key, own.default_of(run.network))  # older runs do not name all
+              for key, own in SETTINGS.items()} | {
         "network": run.network, "name": run.name, "data": data_name(run),
         "device": run.config.get("device"), "epochs": len(run.rows),
         "state": "finished" if run.result else "failed" if run.failure else "unfinished",
@@ -93,7 +91,9 @@ def page_data(source: Source) -> dict:
         row["color"] = hues[row["learning_rate"]]
         row["dash"] = "" if dash == "-" else ",".join(f"{2 * length}px" for length in dash[1])
     found = {key: {grid.network: grid for grid in grids(source, key)} for key in RESULTS}
-    return {"settings": [*SETTINGS, "data", "state"], "defaults": SETTINGS, "results": RESULTS,
+    usual = {key: None if own.several else own.default_of("mlp") or own.default_of("cnn")
+             for key, own in SETTINGS.items()}
+    return {"settings": [*SETTINGS, "data", "state"], "usual": usual, "results": RESULTS,
             "runs": rows,
             "grids": [{"title": str(grid), "seeds": len(grid.seeds), "color": OF_NETWORK[network],
                        "shares": {key: shares(found[key][network].values) for key in RESULTS}}

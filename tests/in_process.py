@@ -10,14 +10,15 @@ import mlp.model
 from lab.experiment import run_experiment
 from lab.options import parse_command_line
 from load_data import Data, Split, load_cifar_2d, load_cifar_4d
+from store import settings
 from store.images import prepared
 from store.run import RunFolder
 from store.settings import Settings
 from training import Trainer
 
 CPU = torch.device("cpu")
-DEFAULTS = {"mlp": {"batch_size": 32, "learning_rate": 0.001, "drop_rate": 0.2, "num_epochs": 2},
-            "cnn": {"batch_size": 32, "learning_rate": 0.001, "drop_rate": 0.2, "num_epochs": 1}}
+DEFAULTS = {"mlp": {**settings.DEFAULTS["mlp"], "batch_size": 32, "num_epochs": 2},
+            "cnn": {**settings.DEFAULTS["cnn"], "batch_size": 32, "num_epochs": 1}}
 LOAD = {"mlp": load_cifar_2d, "cnn": load_cifar_4d}
 
 
@@ -46,8 +47,7 @@ def only_run(runs_dir, network: str) -> RunFolder:
 
 
 def settings_of(network: str, **changes) -> Settings:
-    own = {"hidden_size": 100} if network == "mlp" else {"dropout_type": "2d"}
-    return Settings(**{"network": network, "seed": 0, **DEFAULTS[network], **own, **changes})
+    return Settings(network, **{**DEFAULTS[network], **changes})
 
 
 def random_data(network: str, train: int = 70, val: int = 30, test: int = 30, seed: int = 0) -> Data:

@@ -33,8 +33,7 @@ def copy(tmp_path_factory) -> Path:
         (repo / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, repo / name)
     replace(repo / "training.py", "return len(self.data.train.labels) // self.settings.batch_size", "return 1")
-    for epochs in (20, 50):
-        replace(repo / "store/settings.py", f'"num_epochs": {epochs}', '"num_epochs": 2')
+    replace(repo / "store/settings.py", '{"mlp": 20, "cnn": 50}', '{"mlp": 2, "cnn": 2}')
     write_image_folder(repo / "data", train_per_class=130)  # 1040 train: enough for the MLP's batch of 1024
     Image.fromarray(np.random.RandomState(0).randint(0, 256, (90, 70, 3)).astype(np.uint8)).save(repo / "my_cat.png")
     # The environment that runs these tests stands in for the one that make would build.

@@ -36,9 +36,8 @@ from store.settings import Settings
 def fabricate(network="mlp", batch_size=1024, learning_rate=0.001, drop_rate=0.2, seed=0, epochs=4,
               top=0.5, name=None, failure=None, **more) -> Run:
     """A run that nobody trained: its best validation accuracy is `top`, in the last epoch."""
-    settings = Settings(network, batch_size, learning_rate, drop_rate, seed,
-                        **{"num_epochs": epochs, "dropout_type": "2d" if network == "cnn" else None,
-                           "hidden_size": 100 if network == "mlp" else None, **more})
+    settings = Settings(network, batch_size, learning_rate, drop_rate, seed=seed,
+                        **{"num_epochs": epochs, **more})
     rows = [{"epoch": epoch, "train_loss": 2 - top, "train_acc": top + 0.05, "val_loss": 2.3 - epoch / 10,
              "val_acc": top * epoch / epochs, "test_loss": 1.9, "test_acc": top - 0.01, "seconds": 1.5}
             for epoch in range(1, epochs + 1)]

@@ -24,7 +24,7 @@ from fast import choice, linear
 from fast.gpu import guard
 from fast.side_by_side import SideBySide
 from load_data import Data, Split
-from store.settings import DEFAULTS, Settings
+from store.settings import Settings
 
 pytestmark = pytest.mark.skipif(not importlib.util.find_spec("triton"), reason="no triton here")
 BUILD = {"cnn": cnn.model.build, "mlp": mlp.model.build}
@@ -97,8 +97,7 @@ def trainer(network: str, device: torch.device, **more) -> training.Trainer:
     images = images if network == "cnn" else images.flatten(1)
     split = Split(images, torch.empty(40_000, dtype=torch.int64, device=device))
     data = Data(split, split, split, tuple("0123456789"), "synthetic", "")
-    own = {"dropout_type": "2d"} if network == "cnn" else {"hidden_size": 100}
-    settings = Settings(network, **{**DEFAULTS[network], **own, "seed": 0, **more})
+    settings = Settings(network, **more)
     with device:
         return training.Trainer(BUILD[network], data, settings, device)
 

@@ -5,23 +5,42 @@ import json
 
 import pytest
 import torch
-from in_process import settings_of
+from in_process import options_of, settings_of
 
 from fast import machine
 from store import code
 from store.code import sources_hash
-from store.settings import LIMITS, Settings, without_defaults
+from store.files import ROOT
+from store.settings import SETTINGS, Settings, without_defaults
 
 VALUES = {"batch_size": 64, "learning_rate": 1e-05, "drop_rate": 0.0, "seed": 7,
           "without_BatchNorm": True, "without_dropout": True, "precision": "bf16", "compile": True,
           "augment": True, "schedule": "cosine", "synthetic": True, "train_images": 500,
-          "weight_decay": 5e-4, "detach_statistics": True, "shuffled_patches": 4}
-OWN = {"mlp": {"hidden_size": 256}, "cnn": {"dropout_type": "1d"}}
+          "weight_decay": 5e-4, "detach_statistics": True, "shuffled_patches": 4, "gaussian_dropout": True, "bootstrap": True}
+OWN = {"mlp": {"hidden_size": 256, "hidden_layers": 3}, "cnn": {"dropout_type": "1d", "pool_first": True}}
 
 
-def test_every_setting_has_a_limit_and_is_tried_in_a_name():
-    fields = {field.name for field in dataclasses.fields(Settings)}
-    assert LIMITS.keys() == fields == {"network", "num_epochs", *VALUES, *OWN["mlp"], *OWN["cnn"]}
+def test_every_setting_is_tried_in_a_name():
+    assert SETTINGS.keys() == {"network", "num_epochs", *VALUES, *OWN["mlp"], *OWN["cnn"]}
+
+
+@pytest.mark.parametrize("network", OWN)
+def test_every_published_name_is_read_and_written_as_it_is(network):
+    for name in json.loads((ROOT / "results" / f"{network}.json").read_text()):
+        assert Settings.parse(network, name).name == name
+
+
+@pytest.mark.parametrize("network", OWN)
+def test_the_flag_of_each_setting_makes_the_run_that_its_name_tells(network):
+    for name, value in {**VALUES, **OWN[network]}.items():
+        options = options_of(network, f"--{name}", *([] if value is True else [value]))
+        assert options.settings == [settings_of(network, **{name: value})]
+    other = "cnn" if network == "mlp" else "mlp"
+    for name in OWN[other]:
+        with pytest.raises(SystemExit):
+            options_of(network, f"--{name}")
+        with pytest.raises(ValueError):
+            Settings.parse(network, settings_of(other, **{name: OWN[other][name]}).name)
 
 
 @pytest.mark.parametrize("network", OWN)
@@ -59,8 +78,9 @@ def test_settings_out_of_a_file_are_as_the_command_line_allows():
              "seed": True, "num_epochs": None, "without_BatchNorm": 0, "without_dropout": 1,
              "dropout_type": "3d", "hidden_size": 500_000, "precision": ["fp32"], "compile": "yes", "augment": {},
              "schedule": "linear", "synthetic": None, "train_images": 0, "weight_decay": -1.0,
-             "detach_statistics": "False", "shuffled_patches": 3}
-    assert wrong.keys() == LIMITS.keys()
+             "detach_statistics": "False", "shuffled_patches": 3, "hidden_layers": 65,
+             "pool_first": 1, "gaussian_dropout": "yes", "bootstrap": 0}
+    assert wrong.keys() == SETTINGS.keys()
     for field, value in wrong.items():
         with pytest.raises(ValueError, match=field):
             Settings.read({**good, field: value})

@@ -339,7 +339,7 @@ def test_the_bar_has_room_at_any_width(columns):
     code = """
 from lab.progress import Progress
 from store.settings import Settings
-bar = Progress(Settings("cnn", 128, 0.0001, 0.2, 11, 50, dropout_type="2d"), "12/60 ")
+bar = Progress(Settings("cnn", 128, 0.0001, 0.2, seed=11), "12/60 ")
 bar.epoch({"val_loss": 1.2, "val_acc": 0.5, "seconds": 12.3})
 bar.close()
 """
