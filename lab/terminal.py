@@ -75,10 +75,10 @@ def load_afresh() -> None:
             for path in (*ROOT.glob("*.py"), *ROOT.glob("*/__init__.py"))}
     loaded = [name for name in sys.modules if name.partition(".")[0] in ours]
     for name in loaded:
-        place = getattr(sys.modules[name], "__file__", None) or "this session"
-        if ROOT not in Path(place).resolve().parents:
-            refuse(f"the module {name} of {place} is loaded in the place of this project's own; "
-                   "restart the session, or run the command in a shell")
+        file = getattr(sys.modules[name], "__file__", None)
+        if not (file and ROOT in Path(file).resolve().parents):
+            refuse(f"the module {name} of {file or 'this session'} is loaded in the place of this "
+                   "project's own; restart the session, or run the command in a shell")
     for name in loaded:
         del sys.modules[name]
     held = []

@@ -310,7 +310,7 @@ function text(group, key) {
 
 function cell(group, key) {
   const failures = key === "state" ? valuesOf(group.runs, "failure").join("; ") : "";
-  const told = group.runs[0][key] !== usual[key];
+  const told = !(key in usual) || group.runs[0][key] !== usual[key];
   return element("td", { className: failures ? "bad" : told ? "" : "usual", title: failures },
                  text(group, key));
 }
