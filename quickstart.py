@@ -86,8 +86,9 @@ def train(network: str, epochs: int, flags: list[str]) -> int:
 
 def summarize(runs: dict, picture: Path) -> None:
     """A table of the runs, and their accuracy over the epochs as a picture."""
-    import store.figures  # noqa: F401  matplotlib as the project sets it
     from matplotlib.figure import Figure
+
+    import store.figures  # noqa: F401  matplotlib as the project sets it
 
     source = next((run.data["source"] for run in runs.values() if "source" in run.data), "unknown")
     axes = (figure := Figure(figsize=(7, 4), layout="constrained")).subplots()
