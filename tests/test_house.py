@@ -17,8 +17,9 @@ MAY_IMPORT = {
     "training": {"fast", "load_data", "store"},
     "mlp": {"fast", "layers"},
     "cnn": {"fast", "layers"},
-    "lab": {"lab", "fast", "load_data", "store", "training"},
-    "report": {"report", "cnn", "mlp", "fast", "layers", "load_data", "store", "training"},
+    "studies": {"store"},
+    "lab": {"lab", "studies", "fast", "load_data", "store", "training"},
+    "report": {"report", "studies", "cnn", "mlp", "fast", "layers", "load_data", "store", "training"},
 }
 HEART = ("layers", "mlp", "cnn", "training.py", "load_data.py")
 
