@@ -13,12 +13,12 @@ from store.files import ROOT, one_line
 STARTS = ("training.py", "mlp/model.py", "cnn/model.py", "load_data.py", "fast/machine.py",
           "fast/side_by_side.py", "fast/gpu/blocks.py")
 DECIDING = (*STARTS, "layers/", "fast/", "store/images.py")  # what of these the first ones import
-# Sums of one code: by bytes, and as it was summed before, under Python up to 3.11 and from 3.12 on.
-SAME = (("6e1545c81b77",),)
+# Published with results/: as Python up to 3.11 summed it, as newer ones did, and by bytes.
+SAME = (("6e1545c81b77", "8baf973f65f3", "2b20ce0f42cf"),)
 PATIENCE = 5  # seconds for git to answer
 
 
-@functools.cache  # run_experiment asks first, when the sources have just been loaded
+@functools.cache  # run_experiment asks at once, when the sources have just been loaded
 def code_version(on_gpu: bool) -> dict:
     """`commit` and `dirty` (None where git does not tell) and the sources' `hash`."""
     return {**_git(), "hash": sources_hash(on_gpu)}
@@ -27,7 +27,7 @@ def code_version(on_gpu: bool) -> dict:
 def sources_hash(on_gpu: bool, root: Path = ROOT) -> str:
     """The start of a SHA-256 over the bytes of the sources, comments too."""
     digest = hashlib.sha256()
-    for name, content in sorted(_sources(root).items()):
+    for name, content in sorted((_loaded() if root == ROOT else _sources(root)).items()):
         if on_gpu or not name.startswith("fast/gpu/"):
             digest.update(b"%s %d\n%s" % (name.encode(), len(content), content))
     return digest.hexdigest()[:12]
@@ -38,7 +38,11 @@ def canonical(sources: str) -> str:
     return next((same[0] for same in SAME if sources in same), sources)
 
 
-@functools.cache
+@functools.cache  # as they were when the program was loaded
+def _loaded() -> dict[str, bytes]:
+    return _sources(ROOT)
+
+
 def _sources(root: Path) -> dict[str, bytes]:
     """The sources that decide the numbers, by name: what nothing imports is none of them."""
     found, todo = {}, list(STARTS)
@@ -79,7 +83,7 @@ def _git() -> dict:
         commit, = (line.split()[2] for line in lines if line.startswith("# branch.oid "))
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         why = (getattr(error, "stderr", b"") or b"").decode(errors="replace").strip() or error
-        print(one_line(f"git does not tell which version this is, so config.json names none: {why}"),
+        print(one_line(f"git does not tell the version, so config.json names none: {why}"),
               file=sys.stderr)
         return unknown
     if commit == "(initial)":

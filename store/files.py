@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import errno
+import hashlib
 import io
 import json
 import os
@@ -11,6 +12,7 @@ import stat
 import sys
 import time
 import warnings
+import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -24,6 +26,8 @@ except ImportError:  # Windows
 ROOT = Path(__file__).resolve().parents[1]
 MAX_TEXT = 2 ** 26  # bytes of metrics.csv and of a JSON file
 MAX_HOLDER = 300  # of the text in a lock file
+SEAL = b"\nsha256 "  # and 64 letters
+LENGTH = len(SEAL) + 64
 NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}
 NO_FSYNC = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS}  # for a folder: CIFS and some FUSE
 
@@ -51,15 +55,20 @@ def no_link(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
 
 
+def _no_wait(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
 def read_file(path: Path, most: int = MAX_TEXT, links: bool = True) -> bytes:
-    """The bytes of a file; ValueError for a pipe, which may never end, for too many bytes, and,
-    without `links`, for a link."""
-    if not links and path.is_symlink():
-        raise ValueError(f"{path} is a link")
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode) or status.st_size > most:
-        raise ValueError(f"{path} is no file of at most {most} bytes")
-    return path.read_bytes()
+    """The bytes of a file; ValueError for a pipe, which may never end, and for too many bytes.
+
+    Without `links`, OSError for a link.
+    """
+    with open(path, "rb", opener=_no_wait if links else no_link) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode) or status.st_size > most:
+            raise ValueError(f"{path} is no file of at most {most} bytes")
+        return file.read()
 
 
 def write_file(path: Path, data: bytes) -> None:
@@ -97,6 +106,29 @@ def _sync_folder(folder: Path) -> None:
         _unsynced.add(device)
     finally:
         os.close(descriptor)
+
+
+def sealed(data: bytes) -> bytes:
+    """The bytes of torch.save with their digest behind them, which torch.load passes over."""
+    return data + SEAL + hashlib.sha256(data).hexdigest().encode()
+
+
+def is_whole(data: bytes) -> bool:
+    """Whether bytes of torch.save are as they were written: by their digest, or, where PyTorch
+    alone or an older version wrote them, by the archive's own sums."""
+    body, seal, digest = data[:-LENGTH], data[-LENGTH:-64], data[-64:]
+    if seal == SEAL:
+        return hashlib.sha256(body).hexdigest().encode() == digest
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            parts = archive.infolist()
+            # torch.save packs nothing, marks nothing as a folder, and ends with the directory
+            plain = all(part.file_size == part.compress_size and not part.external_attr
+                        for part in parts) and data[-22:-18] == b"PK\5\6"
+            small = sum(part.file_size for part in parts) <= len(data)
+            return plain and small and archive.testzip() is None
+    except Exception:  # zipfile raises many kinds on damaged input; each one means damaged
+        return False
 
 
 def make_folder(path: Path) -> None:
@@ -155,7 +187,9 @@ def _try_lock(path: Path) -> tuple | None:
             warnings.simplefilter("ignore")  # of a soft lock, which is refused
             held.acquire(blocking=False)
         _refuse_idle_locks(path)
-        return held, path.stat()
+        if not stat.S_ISREG((status := path.stat()).st_mode):
+            raise OSError("it is no plain file")
+        return held, status
     except (Timeout, FileNotFoundError):
         why = None  # held, or the file or its folder went just now
     except OSError as error:
@@ -219,5 +253,5 @@ def as_csv(columns: tuple[str, ...], rows: Iterable[dict]) -> bytes:
 
 
 def is_number(value) -> bool:
-    """Whether it is a number that can be counted with: finite, and no whole one beyond floats."""
-    return isinstance(value, int | float) and abs(value) < 1e300
+    """Whether it is a number that can be counted with: finite, and its square too."""
+    return isinstance(value, int | float) and abs(value) < 1e50
