@@ -187,6 +187,8 @@ def test_strides_of_a_file_do_not_matter(strides, half_done, images, trained):
         torch.save(state, half_done.folder / name)
     folder = half_done.folder.parents[1]
     assert main("mlp", "--runs_dir", folder, "--evaluate", half_done.folder, "--data_dir", images) == 0
+    for name in ("evaluation.json", "mistakes.png"):
+        (half_done.folder / name).unlink(missing_ok=True)
     assert train(images, folder, 3) == 0
     assert (strides == "all 0") != as_if_uninterrupted(half_done, trained)
 
