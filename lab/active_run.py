@@ -11,10 +11,10 @@ import torch
 
 from fast.machine import versions
 from fast.processor import processor
-from fast.side_by_side import SideBySide
 from lab.checkpoint import best_of, files_of, identity_of, take_up
 from lab.errors import NO_THREADS, in_words, is_out_of_threads
 from lab.progress import Pace, Progress
+from lab.side_by_side import SideBySide
 from lab.tracking import Tracking
 from load_data import Data
 from store.code import code_version
@@ -79,21 +79,19 @@ class ActiveRun:
 
     def begin(self, build: Build, tools: list[type], data_dir: Path | None = None) -> None:
         """Take up the last checkpoint, or start."""
-        config = describe(self.settings, self.data, self.device, data_dir)
+        self.config = describe(self.settings, self.data, self.device, data_dir)
         self.progress = Progress(self.settings, self.place, self.pace)
         self.ends.callback(self.progress.close)
-        self.folder.start(config, self.saved)
         with self.failure_recorded():
             self.trainer = take_up(
                 self.folder, lambda: Trainer(build, self.data, self.settings, self.device))
-            if self.saved != self.trainer.epoch:  # metrics.csv may be older or newer
-                self.saved = self.trainer.epoch
-                self.folder.start(config, self.saved)
-            if self.saved:
+            self.saved = self.trainer.epoch
+            self.folder.start(self.config, self.saved, self.settings.num_epochs)
+            if self.saved:  # what is written may be older or newer than the checkpoint
                 state = {"identity": identity_of(self.trainer), **vars(self.trainer)}
                 self.folder.save_views(self.trainer.rows, best_of(state))
             self.progress.begin(self.saved)
-            self.tracking = Tracking(tools, self.folder.folder, config, self.trainer.rows)
+            self.tracking = Tracking(tools, self.folder.folder, self.config, self.trainer.rows)
             self.ends.callback(lambda: self.tracking.close(self.failed))
 
     @property
@@ -111,6 +109,8 @@ class ActiveRun:
             if is_out_of_threads(error):
                 raise UserError(NO_THREADS) from error
             self.failed = True
+            if self.trainer is None:
+                self.folder.start(self.config, self.saved, self.settings.num_epochs)
             reason, epoch = in_words(error), min(self.saved + 1, self.settings.num_epochs)
             step = getattr(error, "step", None)
             self.folder.fail({"reason": reason, "epoch": epoch, "step": step, "time": time.time()})
@@ -131,7 +131,7 @@ class ActiveRun:
             self.recorded = recorder.submit(self.record, self.trainer.rows[:],
                                             files_of(self.trainer))
 
-    def record(self, rows: list[dict], files: Callable[[], tuple[bytes, bytes | None]]) -> None:
+    def record(self, rows: list[dict], files: Callable[[], tuple[bytes, dict[str, bytes]]]) -> None:
         self.folder.save(rows, *files())
         self.saved = len(rows)
         self.tracking.epoch(rows[-1])

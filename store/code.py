@@ -10,9 +10,10 @@ from pathlib import Path
 
 from store.files import ROOT, one_line
 
+# What these import of those decides the numbers; of fast/, gpu/ does so on a GPU alone.
 STARTS = ("training.py", "mlp/model.py", "cnn/model.py", "load_data.py", "fast/machine.py",
-          "fast/side_by_side.py", "fast/gpu/blocks.py")
-DECIDING = (*STARTS, "layers/", "fast/", "store/images.py")  # what of these the first ones import
+          "lab/side_by_side.py", "fast/gpu/blocks.py")
+DECIDING = (*STARTS, "layers/", "fast/", "store/dataset.py", "store/images.py")
 # Published with results/: as Python up to 3.11 summed it, as newer ones did, and by bytes.
 SAME = (("6e1545c81b77", "8baf973f65f3", "2b20ce0f42cf"),)
 PATIENCE = 5  # seconds for git to answer

@@ -8,6 +8,7 @@ A run is the folder `runs/<mlp|cnn>/<name>/` with
     checkpoint.previous.pt   the one before, should the last one be damaged
     metrics.csv     a row per epoch
     best.pt         the network at its best validation accuracy
+    predictions.npz   the class that it predicts for each validation and test image
     result.json     written last: the run is finished
     failed.json     why the run ended otherwise, in which epoch and step
     lock            held, and present, while a process trains the run
@@ -52,7 +53,8 @@ COLUMNS = ("epoch", "train_loss", "train_acc", "val_loss", "val_acc", "test_loss
            "seconds")
 RESULT = ("epochs", "best_epoch", "val_loss", "val_acc", "test_loss", "test_acc", "seconds")
 CHECKPOINTS = ("checkpoint.pt", "checkpoint.previous.pt")
-FILES = ("config.json", "metrics.csv", "best.pt", "result.json", "failed.json", *CHECKPOINTS)
+FILES = ("config.json", "metrics.csv", "best.pt", "predictions.npz", "result.json", "failed.json",
+         *CHECKPOINTS)
 ORIGIN = ("code", "versions", "device", "processor", "threads", "arithmetic")  # of config.json
 MAX_METRICS = 2 ** 24  # bytes: 200,000 epochs
 STATES = ("finished", "running", "interrupted", "failed", "missing")
@@ -249,12 +251,14 @@ class RunFolder:
 
     # writing
 
-    def start(self, config: dict, epochs: int) -> None:
-        """Note the settings and the origin of a run that goes on after so many epochs."""
+    def start(self, config: dict, epochs: int, num_epochs: int) -> None:
+        """Note settings and origin of a run that goes on from `epochs` to `num_epochs`."""
         for leftover in self.folder.glob(".*.tmp"):
             leftover.unlink(missing_ok=True)
         (self.folder / "failed.json").unlink(missing_ok=True)
         before = self.config() or {}
+        if before and epochs >= num_epochs:
+            return  # nothing is trained, but a lost file is written again
         made_by = origins(before, config, epochs)
         config |= {"origins": made_by} if len(made_by) > 1 else {}
         if before != config:
@@ -264,8 +268,8 @@ class RunFolder:
         """Put the checkpoint before in the place of one that is missing or of no use."""
         os.replace(self.folder / "checkpoint.previous.pt", self.folder / "checkpoint.pt")
 
-    def save(self, rows: list[dict], checkpoint: bytes, best: bytes | None) -> None:
-        """Write the state after an epoch, with `best` if its network is the best so far."""
+    def save(self, rows: list[dict], checkpoint: bytes, best: dict[str, bytes]) -> None:
+        """Write the state after an epoch, with the files of the best one if it is that."""
         path = self.folder / "checkpoint.pt"
         if self.lock_file and not is_same(self.lock_file, self.folder / "lock"):
             raise UserError(f"{self.folder / 'lock'} was removed, so another process may train "
@@ -275,11 +279,11 @@ class RunFolder:
         write_file(path, checkpoint)
         self.save_views(rows, best)
 
-    def save_views(self, rows: list[dict], best: bytes | None) -> None:
-        """metrics.csv and best.pt, which say what the checkpoint holds."""
+    def save_views(self, rows: list[dict], best: dict[str, bytes]) -> None:
+        """metrics.csv and the best epoch's files, which say what the checkpoint holds."""
         write_file(self.folder / "metrics.csv", as_csv(COLUMNS, rows))
-        if best is not None:
-            write_file(self.folder / "best.pt", best)
+        for name, content in best.items():
+            write_file(self.folder / name, content)
 
     def finish(self, result: dict) -> None:
         write_json(self.folder / "result.json", result)
