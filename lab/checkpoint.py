@@ -5,7 +5,6 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import nn
 
 from store.files import UserError, is_number, sealed
 from store.run import COLUMNS, RunFolder
@@ -84,7 +83,7 @@ def take_up(folder: RunFolder, new_trainer: Callable[[], Trainer]) -> Trainer:
                     raise ValueError("another version of this program wrote it")
                 if without_defaults(state["identity"]) != wanted:
                     raise ValueError("it is of another run, or of other data")
-                refuse_misfit(state, trainer.network)
+                refuse_misfit(state, trainer)
         except ValueError as error:
             raise UserError(f"{path} is whole, but nothing that this run can go on from ({error}); "
                             "update the program or name the right data, or delete "
@@ -99,15 +98,20 @@ def take_up(folder: RunFolder, new_trainer: Callable[[], Trainer]) -> Trainer:
     return trainer
 
 
-def refuse_misfit(state: dict, network: nn.Module) -> None:
+def refuse_misfit(state: dict, trainer: Trainer) -> None:
     """Raise an error unless the state is one of this very network, of so many epochs."""
-    rows, own = state["rows"], network.state_dict()
+    network, data, rows = trainer.network, trainer.data, state["rows"]
+    own = network.state_dict()
     if not all(tuple(row) == COLUMNS and all(map(is_number, row.values())) for row in rows):
         raise ValueError("its metrics are no numbers")
     if [row["epoch"] for row in rows] != list(range(1, len(rows) + 1)) or state["best"] not in rows:
         raise ValueError("its metrics are not what was saved")
     refuse_unlike(state["network"], own)
     refuse_unlike(state["best_weights"], own)
+    if predicted := state.get("best_predictions"):  # older ones have none
+        small = predicted["val"].dtype
+        refuse_unlike(predicted, {name: getattr(data, name).labels.to("cpu", small)
+                                  for name in ("val", "test")})
     moments = state["optimizer"]["state"]
     refuse_unlike(moments, {
         i: {"step": torch.zeros(()), "exp_avg": weight.detach(), "exp_avg_sq": weight.detach()}

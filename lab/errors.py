@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 
 from lab.checkpoint import Lost
-from lab.terminal import gently
+from lab.terminal import graceful_interrupt
 from store.files import UserError, one_line
 from store.trained import is_out_of_memory
 from training import Diverged
@@ -34,7 +34,7 @@ def in_one_line(command: Callable[..., int]) -> Callable[..., int]:
     @functools.wraps(command)
     def ended(*arguments) -> int:
         try:
-            with gently():
+            with graceful_interrupt():
                 return command(*arguments)
         except (UserError, OSError) as error:
             reason = str(error)

@@ -147,6 +147,9 @@ HOSTILE = {
     "no best weights": entry("best_weights", value={}),
     "an identity of tensors": entry("identity", "seed", value=TWO),
     "no identity": entry("identity", value=[]),
+    "predictions of one image": entry("best_predictions", "val", value=torch.zeros(1, dtype=torch.uint8)),
+    "predictions that are none": entry("best_predictions", value=[1, 2]),
+    "predictions of more": entry("best_predictions", "train", value=torch.zeros(70, dtype=torch.uint8)),
     "rows that are a tensor": entry("rows", value=TWO),
     "a row of tensors": entry("rows", value=lambda rows: [{**rows[0], "epoch": TWO}]),
     "a row that is not finite": entry("rows", value=lambda rows: [{**rows[0], "seconds": math.nan}]),
@@ -228,8 +231,9 @@ def test_best_weights_lie_on_the_cpu_fresh_and_resumed(half_done):
         card = {"weight": torch.empty(3, device="cuda")}  # one that is not there
     trainer = trainer_of(SETTINGS)
     trainer.network = SimpleNamespace(state_dict=lambda: card)
-    ones = torch.ones(30), torch.ones(30)
-    trainer.end_epoch(dict.fromkeys(("train", "val", "test"), ones), time.perf_counter())
+    ones = torch.ones(30), torch.ones(30, 10)
+    order = torch.arange(30)
+    trainer.end_epoch(order, dict.fromkeys(("train", "val", "test"), ones), time.perf_counter())
     for weights in (trainer.best_weights, on_cpu(trainer.network.state_dict())):
         assert weights["weight"].device.type == "cpu"
 
@@ -241,7 +245,7 @@ def test_files_hold_the_epoch_they_were_asked_for_whenever_they_are_made(monkeyp
         asked.append((files_of(trainer), files_of(trainer)(), trainer.best is trainer.rows[-1]))
     assert len({checkpoint for _, (checkpoint, _), _ in asked}) == 3
     for files, made_at_once, is_best in asked:
-        assert files() == made_at_once and (made_at_once[1] is not None) == is_best
+        assert files() == made_at_once and bool(made_at_once[1]) == is_best
 
 
 def test_the_device_is_waited_for_where_bytes_are_made_not_where_the_epoch_ends(monkeypatch):

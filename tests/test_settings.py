@@ -20,8 +20,8 @@ from store.settings import SETTINGS, Settings, without_defaults
 VALUES = {"batch_size": 64, "learning_rate": 1e-05, "drop_rate": 0.0, "seed": 7,
           "without_BatchNorm": True, "without_dropout": True, "precision": "bf16", "compile": True,
           "augment": True, "schedule": "cosine", "synthetic": True, "train_images": 500,
-          "weight_decay": 5e-4, "detach_statistics": True, "shuffled_patches": 4, "gaussian_dropout": True, "bootstrap": True}
-OWN = {"mlp": {"hidden_size": 256, "hidden_layers": 3}, "cnn": {"dropout_type": "1d", "pool_first": True}}
+          "weight_decay": 5e-4, "detach_statistics": True, "shuffled_patches": 4, "bootstrap": True}
+OWN = {"mlp": {"hidden_size": 256, "hidden_layers": 3, "gaussian_dropout": True}, "cnn": {"dropout_type": "1d", "pool_first": True}}
 
 
 def test_every_setting_is_tried_in_a_name():
