@@ -40,6 +40,11 @@ def one_line(text: str) -> str:
     return "".join(letter if letter.isprintable() or letter.isspace() else "?" for letter in line)
 
 
+def plural(n: int, thing: str) -> str:
+    """1 run, 2 runs."""
+    return f"{n} {thing}" if n == 1 else f"{n} {thing}s"
+
+
 def no_link(path: str, flags: int) -> int:
     """An `opener` for files to write: a link may lead anywhere, a pipe would wait for a reader."""
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
