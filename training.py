@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fast.adam import adam
-from fast.batch import batch
+from fast.gpu import guard
 from fast.gpu.graph import GraphedStep, wants_graph
 from load_data import Data, Split
-from store.images import augmented, evaluation_batches
-from store.settings import Settings, schedule
+from store.images import augmented, evaluation_batches, take
+from store.settings import Settings
 from store.trained import on_cpu
 
 
@@ -34,8 +34,9 @@ class Diverged(Exception):
 class Trainer:
     """A network in training: weights, optimizer, and a row of metrics per finished epoch.
 
-    `best` is the row with the best validation accuracy, `best_weights` the network's state_dict
-    there, on the CPU. `data` lies on the device.
+    `best` is the row with the best validation accuracy; `best_weights`, the network's state_dict,
+    and `best_predictions`, the classes of all validation and test images, are those of its epoch,
+    on the CPU. `data` lies on the device.
     """
 
     def __init__(self, build: Callable[[Settings, int], nn.Module], data: Data, settings: Settings,
@@ -52,6 +53,7 @@ class Trainer:
         self.rows: list[dict] = []
         self.best: dict = {}
         self.best_weights: dict[str, Tensor] = {}
+        self.best_predictions: dict[str, Tensor] = {}
 
     @property
     def epoch(self) -> int:
@@ -63,37 +65,40 @@ class Trainer:
 
     def run_epoch(self, on_step: Callable[[], None] = lambda: None) -> dict:
         """Train for an epoch and evaluate; returns the epoch's row, or raises Diverged."""
-        start, results = time.perf_counter(), []
+        start, results, order = time.perf_counter(), [], self.begin_epoch()
         self.network.train()
-        for step, index in enumerate(self.batches()):
+        for step, index in enumerate(order.split(self.settings.batch_size)):
             self.set_learning_rate(step)
             results.append(self.graph(self.step, index) if self.graph else self.step(index))
             on_step()
-        measured = {"train": tuple(map(torch.stack, zip(*results, strict=True)))}
+        losses, logits = zip(*results, strict=True)
+        results = {"train": (torch.stack(losses), torch.cat(logits))}
         self.network.eval()
         for name in ("val", "test"):
             split = getattr(self.data, name)
-            measured[name] = evaluate(self.network, split, self.settings.precision)
-        return self.end_epoch(measured, start)
+            results[name] = evaluate(self.network, split, self.settings.precision)
+        return self.end_epoch(order, results, start)
 
-    def batches(self) -> tuple[Tensor, ...]:
-        """The epoch's batches, as indices into the training set; seeds all random numbers."""
+    def begin_epoch(self) -> Tensor:
+        """Seed all random numbers of the next epoch; returns the order of its training images."""
         settings, labels = self.settings, self.data.train.labels
         order = torch.randperm(len(labels), generator=seed_epoch(settings.seed, self.epoch + 1))
-        return order.to(labels.device).split(settings.batch_size)[:self.steps]
+        if settings.bootstrap:
+            order = bootstrap_sample(settings.seed, len(labels))[order]
+        return order[:self.steps * settings.batch_size].to(labels.device)
 
     def step(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Take one step on the images at `index`: their loss, and how many answers were right.
-        fast/side_by_side.py takes the same step for several MLPs."""
+        """Take one step on the images at `index`; returns their mean loss and logits.
+        lab/side_by_side.py takes the same step for several MLPs."""
         x, y = batch(self.data.train, index)
         if self.settings.augment:
             x = augmented(x)
-        logits = answer(self.network, x, self.settings.precision)
+        logits = logits_of(self.network, x, self.settings.precision)
         loss = cross_entropy(logits, y)
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return loss.detach(), (logits.detach().argmax(1) == y).sum()
+        return loss.detach(), logits.detach()
 
     def set_learning_rate(self, step: int) -> None:
         progress = (self.epoch + step / self.steps) / self.settings.num_epochs
@@ -102,28 +107,36 @@ class Trainer:
             self.rate, (group,) = rate, self.optimizer.param_groups
             group["lr"] = group["lr"].fill_(rate) if isinstance(group["lr"], Tensor) else rate
 
-    def end_epoch(self, measured: dict[str, tuple[Tensor, Tensor]], start: float) -> dict:
-        """The row of an epoch begun at `start`, from losses and right answers of each split."""
-        sums = [torch.stack((losses.mean(), right.sum())) for losses, right in measured.values()]
-        sizes = self.steps * self.settings.batch_size, *(len(s.labels) for s in self.data[1:3])
+    def end_epoch(self, order: Tensor, results: dict[str, tuple[Tensor, Tensor]],
+                  start: float) -> dict:
+        """The row of an epoch begun at `start`, from the losses and logits of each split."""
+        labels = {name: getattr(self.data, name).labels for name in results}
+        labels["train"] = labels["train"][order]
+        predicted = {name: logits.argmax(1) for name, (_, logits) in results.items()}
+        shares = [torch.stack((losses.mean(), (predicted[name] == labels[name]).sum()))
+                  for name, (losses, _) in results.items()]
         row = {"epoch": self.epoch + 1}
-        sums = torch.stack(sums).tolist()  # waits for the device
-        for name, size, (loss, count) in zip(measured, sizes, sums, strict=True):
-            row |= {f"{name}_loss": round(loss, 6), f"{name}_acc": round(count / size, 6)}
+        shares = torch.stack(shares).tolist()  # waits for the device
+        for name, (loss, right) in zip(results, shares, strict=True):
+            accuracy = right / len(labels[name])
+            row |= {f"{name}_loss": round(loss, 6), f"{name}_acc": round(accuracy, 6)}
         if not all(map(math.isfinite, row.values())):
-            infinite = (~measured["train"][0].isfinite()).nonzero()
+            infinite = (~results["train"][0].isfinite()).nonzero()
             raise Diverged(row["epoch"], int(infinite[0]) + 1 if len(infinite) else self.steps)
         row["seconds"] = round(time.perf_counter() - start, 3)  # the device has finished by now
         self.rows.append(row)
         if not self.best or row["val_acc"] > self.best["val_acc"]:
             self.best = row
             self.best_weights = on_cpu(self.network.state_dict())
+            small = torch.uint8 if len(self.data.classes) <= 256 else torch.int16
+            self.best_predictions = on_cpu({name: predicted[name].to(small)
+                                            for name in ("val", "test")})
         return row
 
     def state_dict(self) -> dict:
         own = {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
         return {**on_cpu(own), "rows": self.rows[:], "best": self.best,
-                "best_weights": self.best_weights}
+                "best_weights": self.best_weights, "best_predictions": self.best_predictions}
 
     def load_state_dict(self, state: dict) -> None:
         """Take up weights, moments and rows; all else of the optimizer is the run's own."""
@@ -131,6 +144,7 @@ class Trainer:
         moments = {"state": state["optimizer"]["state"]}
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), **moments})
         self.rows, self.best, self.best_weights = map(state.get, ("rows", "best", "best_weights"))
+        self.best_predictions = state.get("best_predictions", {})
 
 
 def seed_epoch(seed: int, epoch: int) -> torch.Generator:
@@ -142,23 +156,51 @@ def seed_epoch(seed: int, epoch: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(order))
 
 
-def answer(network: Callable[[Tensor], Tensor], x: Tensor, precision: str) -> Tensor:
+def bootstrap_sample(seed: int, n: int) -> Tensor:
+    """n of n images, drawn with replacement: those that a run of this seed learns from."""
+    draws, = np.random.SeedSequence((seed, 0, 1)).generate_state(1, np.uint64)
+    return torch.randint(n, (n,), generator=torch.Generator().manual_seed(int(draws)))
+
+
+def schedule(kind: str, progress: float) -> float:
+    """The factor of the learning rate after this share of the run's steps."""
+    if kind == "constant":
+        return 1.0
+    if kind == "cosine":
+        return (1 + math.cos(math.pi * progress)) / 2
+    warm_up = 0.3  # one cycle: from 1/25 up to 1, and down to nearly nothing
+    if progress < warm_up:
+        return 0.04 + 0.96 * (1 - math.cos(math.pi * progress / warm_up)) / 2
+    return (1 + math.cos(math.pi * (progress - warm_up) / (1 - warm_up))) / 2
+
+
+def batch(split: Split, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Images at `index`, normalized, and their labels; on a GPU in one kernel instead of five."""
+    if kernel := guard.batch(split.images, index):
+        return kernel(split.images, index), split.labels.index_select(0, index)
+    return take(split, index)
+
+
+def logits_of(network: Callable[[Tensor], Tensor], x: Tensor, precision: str) -> Tensor:
     """The network's logits for `x`, float32, computed in the run's precision."""
     with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"):
         return network(x).float()
 
 
 def cross_entropy(logits: Tensor, y: Tensor, reduction: str = "mean") -> Tensor:
-    """F.cross_entropy of N x classes. log_softmax copies the transposed view: a CPU then works on
-    many samples at once, which is several times faster."""
+    """F.cross_entropy of N x classes. On a CPU log_softmax of the transposed view works on many
+    samples at once, which is several times faster."""
+    if logits.device.type != "cpu":
+        return F.cross_entropy(logits, y, reduction=reduction)
     return F.nll_loss(logits.t().log_softmax(0).t(), y, reduction=reduction)
 
 
 @torch.no_grad()
 def evaluate(network: nn.Module, split: Split, precision: str) -> tuple[Tensor, Tensor]:
-    """The loss of every sample of a split, and whether its answer was right."""
+    """The loss of every sample of a split, and its logits."""
     parts = []
     for x, y in evaluation_batches(split):
-        logits = answer(network, x, precision)
-        parts.append((cross_entropy(logits, y, "none"), logits.argmax(1) == y))
-    return tuple(map(torch.cat, zip(*parts, strict=True)))
+        logits = logits_of(network, x, precision)
+        parts.append((cross_entropy(logits, y, "none"), logits))
+    losses, logits = zip(*parts, strict=True)
+    return torch.cat(losses), torch.cat(logits)

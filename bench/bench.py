@@ -31,16 +31,16 @@ import torch.nn.functional as F
 from torch import nn
 
 from cnn.model import CNN
-from fast.linear import Linear, linear
+from fast.linear import linear
 from fast.processor import processor
-from fast.side_by_side import SideBySide
 from lab.experiment import SIDE_BY_SIDE
+from lab.side_by_side import SideBySide
 from load_data import load_cifar_2d, load_cifar_4d
 from mlp.model import MLP
 from plain import peak_mb
 from store.images import EVALUATION_BATCH, FLAT_EVALUATION_BATCH, evaluation_batches, prepared, take
 from store.settings import Settings
-from training import Trainer, answer, cross_entropy
+from training import Trainer, cross_entropy, logits_of
 
 CPU = torch.device("cpu")
 TRAIN, EVALUATE = 40_000, 20_000
@@ -49,10 +49,18 @@ TRAIN, EVALUATE = 40_000, 20_000
 class ReferenceMLP(MLP):
     """The same network with PyTorch's own layers."""
 
-    def __init__(self, linear_class: type[nn.Linear] = nn.Linear):
+    def __init__(self):
         super().__init__()
-        self.linear1 = linear_class(3072, 100)
         self.norm, self.dropout = nn.BatchNorm1d(100), nn.Dropout(0.2)
+
+    def forward(self, x):
+        return self.after_linear1(self.linear1(x))
+
+
+class SameProductMLP(ReferenceMLP):
+    """It, but for the first layer's product."""
+
+    forward = MLP.forward
 
 
 class ReferenceCNN(CNN):
@@ -63,10 +71,10 @@ class ReferenceCNN(CNN):
         self.norm1, self.norm2 = nn.BatchNorm2d(128), nn.BatchNorm2d(64)
         self.dropout = nn.Dropout2d(0.2) if dropout_type == "2d" else nn.Dropout(0.2)
 
-    def norm_relu_dropout_pool(self, x, norm):
+    def block(self, x, conv, norm):
         if isinstance(self.dropout, nn.Dropout2d):
-            return self.dropout(F.relu(F.max_pool2d(norm(x), 2)))
-        return F.relu(F.max_pool2d(self.dropout(norm(x)), 2))
+            return self.dropout(F.relu(F.max_pool2d(norm(conv(x)), 2)))
+        return F.relu(F.max_pool2d(self.dropout(norm(conv(x))), 2))
 
 
 def steps_in_turns(builders: dict, network: str, data, batch_size: int, precision: str, rounds: int) -> dict:
@@ -165,7 +173,7 @@ def measure(network: str, data_dir: str, precision: str, batch_size: int, steps:
         trainer.network.eval()
     with torch.no_grad():
         evaluation = timed(itertools.islice(evaluation_batches(data.test), evaluations),
-                           lambda batch: cross_entropy(answer(trainer.network, batch[0], precision), batch[1], "none")
+                           lambda batch: cross_entropy(logits_of(trainer.network, batch[0], precision), batch[1], "none")
                            if count == 1 else together.evaluate("test", *batch))
     return {"step": step, "evaluation": evaluation, "peak_mb": peak_mb(), "gemm_rate": gemm_rate()}
 
@@ -238,7 +246,7 @@ def main() -> None:
 def compare_steps(data: dict) -> None:
     """A training step with the hand-written layers against the same with PyTorch's own."""
     theirs, same_product = "PyTorch's layers", "PyTorch's layers, but linear.py"
-    mlps = {"ours": MLP, theirs: ReferenceMLP, same_product: lambda: ReferenceMLP(Linear)}
+    mlps = {"ours": MLP, theirs: ReferenceMLP, same_product: SameProductMLP}
     cnns = {"ours": CNN, theirs: ReferenceCNN}
     cnns_1d = {"ours": lambda: CNN(dropout_type="1d"), theirs: lambda: ReferenceCNN("1d")}
     cases = [("MLP step, batch 1024, fp32", "mlp", mlps, 1024, "fp32", 150),

@@ -238,7 +238,7 @@ def company(place: Place) -> list[Row]:
     import torch
 
     import mlp.model
-    from fast.side_by_side import SideBySide
+    from lab.side_by_side import SideBySide
     from store.settings import Settings
     from training import Trainer
 

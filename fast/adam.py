@@ -7,7 +7,7 @@ from functools import cache
 import torch
 from torch import nn
 
-from fast.fallback import say_slower
+from fast.agreement import say_slower
 from store.settings import Settings
 
 

@@ -1,81 +1,185 @@
-"""Which function computes a network's block: decided here, for every device.
+"""The faster functions for the networks' blocks and products: when they apply, and their trials.
 
-A CNN's block is MaxPool(dropout(ReLU(norm(x)))), an MLP's dropout(ReLU(norm(x))). A function may
-take its modules' place only where nobody could tell: for exactly the classes of layers/ as they
-were written, with no hook on them. All else is called as a module: a subclass, PyTorch's own layer,
-a pruned or observed one.
+A CNN's block is MaxPool(dropout(ReLU(norm(conv(x))))), an MLP's dropout(ReLU(norm(x))).
+fast/agreement.py says what has to hold besides. Where none applies, the modules are called.
 """
 
-from collections.abc import Callable
+from collections.abc import Hashable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
 
-from fast.blocks import drop_rate, norm_relu_dropout_pool
+from fast import blocks, linear
+from fast.agreement import Faster
+from fast.blocks import drop_rate
 from fast.gpu import guard
+from fast.normalize import normalize
 from layers import BatchNorm1d, BatchNorm2d, Dropout, Dropout2d
-from layers.functional import by_bits, eager
 
-# A layer acts through these two; anyone may put something else in their place.
-ORIGINAL = {kind: (kind.__call__, kind.forward)
-            for kind in (BatchNorm1d, BatchNorm2d, Dropout, Dropout2d, nn.Identity)}
+DROPOUTS = (nn.Identity, Dropout, Dropout2d)
 
 
-def faster(x: Tensor, norm: nn.Module, dropout: nn.Module) -> Callable | None:
-    """A function of x, norm and dropout that gives a CNN's block sooner; None: call them."""
-    if x.dim() != 4 or not ours(x, norm, dropout):
+def on_cpu(x: Tensor, *modules: nn.Module) -> bool:
+    """Whether a CPU has x and all parameters and statistics, in one type, and some samples."""
+    values = [x, *(value for module in modules for value in (
+        *module._parameters.values(), module._buffers.get("running_mean"),
+        module._buffers.get("running_var")) if value is not None)]
+    return (len(x) > 0 and x.dtype in (torch.float32, torch.float64)
+            and all(value.dtype == x.dtype and value.device.type == "cpu" for value in values))
+
+
+def normalizes(norm: nn.Module, size: int) -> bool:
+    """Whether it is one of ours, whole, for `size` channels."""
+    own = norm.weight, norm.bias, norm.running_mean, norm.running_var
+    return (norm.eps > 0 and not norm.detach_statistics
+            and (norm.running_mean is None) == (norm.running_var is None)
+            and all(values is None or values.shape == (size,) for values in own))
+
+
+def drops(dropout: nn.Module) -> bool:
+    return type(dropout) in DROPOUTS and not getattr(dropout, "inplace", False)
+
+
+# The CNN's block on a CPU
+
+
+def cnn_variant(x: Tensor, conv: nn.Module, norm: nn.Module, dropout: nn.Module) -> Hashable | None:
+    """Kind of dropout, whether it trains, whether in bf16."""
+    half = torch.is_autocast_enabled("cpu")
+    if not (type(conv) is nn.Conv2d and type(norm) is BatchNorm2d and drops(dropout)
+            and on_cpu(x, conv, norm) and x.dim() == 4 and convolves(conv, x)
+            and normalizes(norm, conv.out_channels)
+            and (not half or x.dtype == torch.float32
+                 and torch.get_autocast_dtype("cpu") == torch.bfloat16)):
         return None
-    if fuses(x, norm, dropout):
-        return norm_relu_dropout_pool
-    return guard.cnn_block(x, norm, dropout) or pool_early
+    p, trains = drop_rate(dropout), norm.uses_batch_statistics()
+    kind = type(dropout) if 0 < p < 1 else nn.Identity
+    if p == 1 or kind is Dropout and not (trains and 0.001 < p < 0.999):
+        return None
+    return kind, trains, half, norm.training
 
 
-def faster_hidden(x: Tensor, norm: nn.Module, dropout: nn.Module) -> Callable | None:
-    """A function of x, [norm] and [dropout] that gives an MLP's block sooner; None: call them.
-
-    It also takes several networks at once that it was given for: a stack of x, norms, dropouts.
-    """
-    return guard.mlp_block(x, norm, dropout) if ours(x, norm, dropout) else None
-
-
-def ours(x: Tensor, norm: nn.Module, dropout: nn.Module) -> bool:
-    """Whether nothing is there but a tensor and our own modules."""
-    return (type(x) is Tensor and untouched(norm) and untouched(dropout)
-            and not getattr(dropout, "inplace", False))
+def convolves(conv: nn.Conv2d, x: Tensor) -> bool:
+    """Whether it is plain, and gives at least one window for MaxPool."""
+    plain = (conv.stride == conv.dilation == (1, 1) and conv.padding == (0, 0)
+             and conv.groups == 1 and conv.padding_mode == "zeros")
+    return (plain and x.size(1) == conv.in_channels
+            and all(size > side for size, side in zip(x.shape[2:], conv.kernel_size, strict=True)))
 
 
-def untouched(module: nn.Module) -> bool:
-    """Whether the module is exactly one of ours, and nothing watches or changes it."""
-    kind = type(module)
-    return (kind in ORIGINAL and ORIGINAL[kind] == (kind.__call__, kind.forward)
-            and "forward" not in module.__dict__ and module._compiled_call_impl is None
-            and not (module._forward_hooks or module._forward_pre_hooks
-                     or module._backward_hooks or module._backward_pre_hooks
-                     or _has_any_global_hook()))
+def cnn_trial(variant: tuple, device: str = "cpu") -> tuple[Tensor, list[nn.Module], dict]:
+    """Weights of both signs, an odd edge, and several slices, the last one smaller."""
+    kind, trains, half, training = variant
+    conv, norm = nn.Conv2d(3, 8, 3), BatchNorm2d(8, track_running_stats=training or not trains)
+    norm.load_state_dict({name: torch.randn_like(values) if "running_var" not in name
+                          else torch.rand_like(values) + 0.5
+                          for name, values in norm.state_dict().items()
+                          if values.is_floating_point()}, strict=False)
+    modules = [conv, norm, nn.Identity() if kind is nn.Identity else kind(0.4)]
+    for module in modules:
+        module.to(device, memory_format=torch.channels_last).train(training)
+    x = torch.randn(5, 3, 9, 8) + 1
+    x = x.to(device).contiguous(memory_format=torch.channels_last)
+    return x, modules, {"half": half, "slice_values": 2 * 8 * 7 * 6}
 
 
-def fuses(x: Tensor, norm: nn.Module, dropout: nn.Module) -> bool:
-    """Whether blocks.py, for a CPU, can compute the block of untouched modules."""
-    return (type(norm) is BatchNorm2d and not norm.detach_statistics
-            and x.device.type == "cpu" and x.numel() > 0 and eager()
-            and (type(dropout) is not Dropout or (p := drop_rate(dropout)) == 0
-                 or norm.uses_batch_statistics() and drawn_in_parts(x, p)))
+FUSED = Faster("the CNN's block for a CPU", blocks.block, cnn_variant, cnn_trial)
 
 
-def drawn_in_parts(x: Tensor, p: float) -> bool:
-    """Whether the mask of `x`, drawn for some samples at a time, is the one drawn for all."""
-    values = x.numel() // len(x)
-    return by_bits(x, p) and values % 4 == 0 and x.stride(0) == values
+# Any block that pools early, on any device
 
 
-def pool_early(x: Tensor, norm: nn.Module, dropout: nn.Module) -> Tensor:
+def early_variant(x: Tensor, conv: nn.Module, norm: nn.Module, dropout: nn.Module) -> Hashable:
+    """Where no kernel computes the block."""
+    ours = (type(norm) is nn.Identity
+            or type(norm) is BatchNorm2d and not norm.detach_statistics and x.numel() > 0)
+    if x.dim() == 4 and type(conv) is nn.Conv2d and ours and drops(dropout):
+        return type(norm), type(dropout), norm.training, x.device.type
+    return None
+
+
+def pool_early(x: Tensor, conv: nn.Conv2d, norm: nn.Module, dropout: nn.Module) -> Tensor:
     """The block in the order that leaves a quarter of the values to ReLU and dropout.
 
     ReLU keeps order, so MaxPool may come before it. A mask over whole maps is one factor per
     pooling window, so MaxPool may come before that too; a mask over single values not.
     """
-    x = norm(x)
+    x = conv(x)
+    x = x if type(norm) is nn.Identity else normalize(x, norm)
     if type(dropout) is Dropout:
         return F.relu(F.max_pool2d(dropout(x), 2))
     return dropout(F.relu(F.max_pool2d(x, 2)))
+
+
+def early_trial(variant: tuple) -> tuple[Tensor, list[nn.Module], dict]:
+    norm, dropout, training, device = variant
+    x, modules, _ = cnn_trial((dropout, training, False, training), device)
+    modules[1] = nn.Identity() if norm is nn.Identity else modules[1]
+    return x, modules, {}
+
+
+EARLY = Faster("pooling early", pool_early, early_variant, early_trial)
+
+
+# The kernels for a GPU
+
+
+def cnn_kernel(x: Tensor, conv: nn.Conv2d, norm: nn.Module, dropout: nn.Module) -> Tensor:
+    x = conv(x)
+    kernel = guard.cnn_block(x, norm, dropout)
+    return kernel(x, norm, dropout) if kernel else F.max_pool2d(dropout(F.relu(norm(x))), 2)
+
+
+def mlp_kernel(x: Tensor, norms, dropouts) -> Tensor:
+    """Of one network, or of several side by side: a stack of x, norms and dropouts."""
+    if isinstance(norms, nn.Module):
+        norms, dropouts = [norms], [dropouts]
+    return guard.blocks().norm_relu_dropout(x, norms, dropouts)
+
+
+CNN_KERNEL = Faster("the GPU kernels for the CNN's block", cnn_kernel,
+                    lambda x, conv, norm, dropout: guard.on_gpu(x) or None, None)
+MLP_KERNEL = Faster("the GPU kernels for the MLP's block", mlp_kernel,
+                    lambda x, norm, dropout: guard.mlp_block(x, norm, dropout), None)
+CNN_BLOCK = (CNN_KERNEL, FUSED, EARLY)
+
+
+# The MLP's block and product
+
+
+def hidden(x: Tensor, norm: BatchNorm1d, dropout: nn.Module) -> Tensor:
+    return dropout(F.relu(normalize(x, norm)))
+
+
+def hidden_variant(x: Tensor, norm: nn.Module, dropout: nn.Module) -> Hashable | None:
+    if (type(norm) is BatchNorm1d and not norm.detach_statistics and x.numel() > 0
+            and norm.uses_batch_statistics() and drops(dropout)):
+        return type(dropout), norm.training, x.device.type
+    return None
+
+
+def hidden_trial(variant: tuple) -> tuple[Tensor, list[nn.Module], dict]:
+    dropout, training, device = variant
+    norm = BatchNorm1d(6, track_running_stats=training)
+    nn.init.normal_(norm.weight)
+    modules = [norm, nn.Identity() if dropout is nn.Identity else dropout(0.4)]
+    for module in modules:
+        module.to(device).train(training)
+    return (torch.randn(9, 6) + 1).to(device), modules, {}
+
+
+HIDDEN = (MLP_KERNEL, Faster("the MLP's block", hidden, hidden_variant, hidden_trial))
+
+
+def product_variant(x: Tensor, layer: nn.Module) -> Hashable | None:
+    plain = type(layer) is nn.Linear and linear.applies(x, layer.weight, layer.bias)
+    return "product" if plain else None
+
+
+def product_trial(variant: str) -> tuple[Tensor, list[nn.Module], dict]:
+    return torch.randn(5, 7), [nn.Linear(7, 3)], {}
+
+
+PRODUCT = (Faster("oneDNN's product", lambda x, layer: linear.linear(x, layer.weight, layer.bias),
+                  product_variant, product_trial),)

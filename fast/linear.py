@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fast.agreement import eager
 from fast.processor import processor
-from layers.functional import eager
 
 ONEDNN = hasattr(torch.ops.mkldnn, "_linear_pointwise")  # it has no public name
 FASTER = torch.backends.cpu.get_cpu_capability() == "AVX512" and "Intel" not in processor()
@@ -55,10 +55,3 @@ class OneDNNLinear(torch.autograd.Function):
 def dense(weight: Tensor) -> Tensor:
     """A matrix that lies row by row or column by column, as the operator needs its second one."""
     return weight if weight.is_contiguous() or weight.t().is_contiguous() else weight.contiguous()
-
-
-class Linear(nn.Linear):
-    """torch.nn.Linear, computed by `linear`."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return linear(input, self.weight, self.bias)

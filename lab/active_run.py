@@ -10,9 +10,9 @@ import torch
 
 from fast.machine import versions
 from fast.processor import processor
-from fast.side_by_side import SideBySide
 from lab.checkpoint import Lost, best_of, files_of, take_up
 from lab.progress import Pace, Progress
+from lab.side_by_side import SideBySide
 from lab.tracking import Tracking
 from load_data import Data
 from store.code import code_version
@@ -121,7 +121,7 @@ class ActiveRun:
             self.recorded = recorder.submit(self.record, self.trainer.rows[:],
                                             files_of(self.trainer))
 
-    def record(self, rows: list[dict], files: Callable[[], tuple[bytes, bytes | None]]) -> None:
+    def record(self, rows: list[dict], files: Callable[[], tuple[bytes, dict[str, bytes]]]) -> None:
         self.folder.save(rows, *files())
         self.saved = len(rows)
         self.tracking.epoch(rows[-1])

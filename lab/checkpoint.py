@@ -4,6 +4,7 @@ import io
 import sys
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -33,8 +34,8 @@ def as_bytes(state: dict) -> bytes:
     return buffer.getvalue()
 
 
-def files_of(trainer: Trainer) -> Callable[[], tuple[bytes, bytes | None]]:
-    """checkpoint.pt of now and, if the last epoch is the best, best.pt.
+def files_of(trainer: Trainer) -> Callable[[], tuple[bytes, dict[str, bytes]]]:
+    """checkpoint.pt of now and, if the last epoch is the best, its files: see best_of.
 
     The state is copied at once. What is returned waits for the device and makes the bytes: for
     another thread, while the trainer goes on.
@@ -42,15 +43,21 @@ def files_of(trainer: Trainer) -> Callable[[], tuple[bytes, bytes | None]]:
     state = {"identity": identity(trainer.settings, trainer.data), **trainer.state_dict()}
     wait = copied(trainer.data.train.labels.device)
 
-    def files() -> tuple[bytes, bytes | None]:
+    def files() -> tuple[bytes, dict[str, bytes]]:
         wait()
-        return as_bytes(state), best_of(state) if state["best"] is state["rows"][-1] else None
+        return as_bytes(state), best_of(state) if state["best"] is state["rows"][-1] else {}
 
     return files
 
 
-def best_of(state: dict) -> bytes:
-    return as_bytes({"network": state["best_weights"], **state["best"]})
+def best_of(state: dict) -> dict[str, bytes]:
+    """The files that tell of the best epoch: its weights, and the classes that it predicted."""
+    files = {"best.pt": as_bytes({"network": state["best_weights"], **state["best"]})}
+    if state.get("best_predictions"):  # older checkpoints have none
+        predictions = io.BytesIO()
+        np.savez_compressed(predictions, **state["best_predictions"])
+        files["predictions.npz"] = predictions.getvalue()
+    return files
 
 
 def take_up(folder: RunFolder, new_trainer: Callable[[], Trainer]) -> Trainer:

@@ -28,6 +28,7 @@ from lab.table import columns
 from load_data import DATA_DIR, Data, Split
 from store.files import UserError, one_line, write_file, write_json
 from store.images import evaluation_batches, prepared
+from store.official import find_official
 from store.pictures import read_picture
 from store.run import Run, RunFolder
 from store.settings import Settings
@@ -39,7 +40,7 @@ from store.trained import (
     read_trained,
     restore,
 )
-from training import answer
+from training import logits_of
 
 WIDTH = 100  # of the table, at most
 MISTAKES = 32  # pictures in mistakes.png
@@ -65,7 +66,7 @@ def its_data_dir(run: Run) -> Path | None:
     if not (named or images):
         return None
     folder = Path(str(named or DATA_DIR))
-    if not (folder / "train" if images else folder).exists():
+    if not ((folder / "train").exists() if images else find_official(folder)):  # downloads nothing
         raise UserError(f"{run.name} was trained on {'an image folder' if images else 'data'} that "
                         f"is not in {folder}; name the folder with --data_dir")
     return folder
@@ -129,7 +130,7 @@ def evaluate(trained: Trained, data: Data, build: Build, device: torch.device) -
 @torch.no_grad()
 def measure(network: nn.Module, test: Split, trained: Trained) -> tuple[Tensor, dict]:
     """The probabilities of every class for every picture, and what evaluation.json holds."""
-    logits = torch.cat([answer(network, x, trained.settings.precision)
+    logits = torch.cat([logits_of(network, x, trained.settings.precision)
                         for x, _ in evaluation_batches(test)])
     loss = F.cross_entropy(logits, test.labels, reduction="none").mean().item()
     if not math.isfinite(loss):

@@ -1,8 +1,7 @@
 """Batch normalization and dropout: the mathematics, written once, for both networks.
 
     functional.py   the definitions in plain tensor operations
-    normalize.py    Normalize: batch normalization in training, its derivative by hand
-    modules.py      BatchNorm1d, BatchNorm2d, Dropout, Dropout2d
+    modules.py      BatchNorm1d, BatchNorm2d, Dropout, Dropout2d, GaussianDropout
 
 A module switches on `self.training`:
 
@@ -11,10 +10,16 @@ A module switches on `self.training`:
     Dropout         drops each value with probability p          nothing
     Dropout2d       drops each feature map with probability p    nothing
 
-In training the MLP uses Normalize, on a CPU. The CNN uses fast/blocks.py there, which gives the
-same sooner. Compilers and torch.func get the definitions, which tests hold all else against.
+Change a line here and train: both networks show it, on every device. Functions of fast/ take a
+block's place only after they agreed with these modules in the same process.
 """
 
-from layers.functional import batch_norm, batch_norm_in_training, batch_statistics, dropout
-from layers.modules import BatchNorm, BatchNorm1d, BatchNorm2d, Dropout, Dropout2d
-from layers.normalize import Normalize
+from layers.functional import batch_norm, batch_statistics, dropout
+from layers.modules import (
+    BatchNorm,
+    BatchNorm1d,
+    BatchNorm2d,
+    Dropout,
+    Dropout2d,
+    GaussianDropout,
+)

@@ -1,8 +1,11 @@
 """The definitions of batch normalization and dropout, in plain tensor operations."""
 
+import math
+
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
+
+HALF = (torch.float16, torch.bfloat16)
 
 
 def per_channel(values: Tensor, x: Tensor) -> Tensor:
@@ -15,13 +18,23 @@ def all_but_channels(x: Tensor) -> list[int]:
     return [0, *range(2, x.dim())]
 
 
+def accumulator(x: Tensor) -> torch.dtype:
+    """Statistics of half-precision data are computed and kept in float32."""
+    return torch.float32 if x.dtype in HALF else x.dtype
+
+
+# Batch normalization
+
+
 def batch_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance, shapes (C,), of each channel of `x`, shape (N, C, ...).
 
     E[x^2] - E[x]^2 would save a pass. But with a large mean both terms share all their digits, and
     nothing is left of the variance.
     """
-    dims = all_but_channels(x)
+    x, dims = x.to(accumulator(x)), all_but_channels(x)
+    if x.numel() == 0:  # the mean of nothing is NaN, which would reach a gradient
+        return x.new_zeros(x.size(1)), x.new_zeros(x.size(1))
     mean = x.mean(dims, keepdim=True)
     return mean.flatten(), (x - mean).square().mean(dims)
 
@@ -39,12 +52,7 @@ def batch_norm(x: Tensor, mean: Tensor, variance: Tensor, weight: Tensor | None,
     return (y if bias is None else y + per_channel(bias, x)).to(x.dtype)
 
 
-def batch_norm_in_training(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float,
-                           detach: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-    """`batch_norm` with the `batch_statistics` of `x`, which `detach` makes constants in the
-    derivative; returns the result, mean and variance."""
-    mean, variance = batch_statistics((x.detach() if detach else x).to(accumulator(x)))
-    return batch_norm(x, mean, variance, weight, bias, eps), mean, variance
+# Dropout
 
 
 def dropout(x: Tensor, p: float, shape: torch.Size) -> Tensor:
@@ -53,38 +61,33 @@ def dropout(x: Tensor, p: float, shape: torch.Size) -> Tensor:
     Every value keeps its expectation, so evaluation has nothing to do (Srivastava et al. 2014 scale
     there instead). `shape` is the mask's: along a dimension of 1 in it values fall together.
     """
-    return x * kept(x, p, shape).div_(1 - p) if p < 1 else x * 0
+    return x * (dropout_mask(x, p, shape) / (1 - p)) if p < 1 else x * 0
 
 
-def kept(x: Tensor, p: float, shape: torch.Size, last: bool = True) -> Tensor:
-    """The mask: 1 with probability 1 - p, else 0; of this shape, in dtype and memory order of `x`.
+def gaussian_dropout(x: Tensor, p: float, shape: torch.Size) -> Tensor:
+    """Multiply `x` by noise N(1, p / (1 - p)), of the mean and variance that dropout's has.
 
-    Drawn in parts, of which one is the `last`, it is the same (see fast/choice.py).
+    Nothing becomes zero (Srivastava et al. 2014, section 10).
     """
+    return x * (1 + math.sqrt(p / (1 - p)) * x.new_empty(shape).normal_())
+
+
+def dropout_mask(x: Tensor, p: float, shape: torch.Size) -> Tensor:
+    """1 with probability 1 - p, else 0; of this shape, in dtype and memory order of `x`."""
     mask = torch.empty_like(x) if shape == x.shape else x.new_empty(shape)
-    if p in (0, 1):
-        return mask.fill_(1 - p)
-    if by_bits(x, p):  # four int16 in an int64, each from -32768 to 32767
-        bits = torch.empty(mask.numel() // 4 + last, dtype=torch.int64, device="cpu")
-        bits = bits.random_(-(2 ** 63), None).view(torch.int16)
-        bits = bits.as_strided(mask.shape, mask.stride())
-        # lt_ writes int16, in vector instructions; lt would write bool
-        return mask.copy_(bits.lt_(round((1 - p) * 65536) - 32768))
+    if x.device.type == "cpu" and 0.001 < p < 0.999:  # the rate is rounded by up to 1 / 131072
+        bits = random_bits(mask.numel()).as_strided(mask.shape, mask.stride())
+        return mask.copy_(bits.lt_(threshold(p)))
     return mask.bernoulli_(1 - p)
 
 
-def by_bits(x: Tensor, p: float) -> bool:
-    """Whether 16 random bits decide over a value: a CPU draws them seven times faster than values.
-    They round the rate by up to 1 / 131072, which is too coarse near 0 or 1."""
-    return x.device.type == "cpu" and 0.001 < p < 0.999 and eager()
+def random_bits(n: int) -> Tensor:
+    """n whole numbers from -32768 to 32767. A CPU draws four of them at once; bernoulli_ takes
+    five times as long."""
+    bits = torch.empty(n // 4 + 1, dtype=torch.int64, device="cpu").random_(-(2 ** 63), None)
+    return bits.view(torch.int16)[:n]
 
 
-def accumulator(x: Tensor) -> torch.dtype:
-    """Statistics of half-precision data are computed and kept in float32."""
-    return torch.promote_types(x.dtype, torch.float32)
-
-
-def eager() -> bool:
-    """Whether operators just run, under no compiler, tracer, torch.func or forward-mode AD."""
-    return not (torch.compiler.is_compiling() or torch.jit.is_tracing()
-                or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0)
+def threshold(p: float) -> int:
+    """`random_bits` lie below it with probability 1 - p."""
+    return round((1 - p) * 65536) - 32768

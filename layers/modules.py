@@ -1,9 +1,11 @@
 """The modules: parameters, running statistics, and a switch between training and evaluation.
 
-Each takes the place of torch.nn's module of its name, but is no subclass of it. So tools that
-search by class (swa_utils.update_bn, SyncBatchNorm.convert_sync_batchnorm) do not see it.
-torch.compile, torch.export and torch.func work as with PyTorch's. torch.jit.script refuses it;
-torch.fx.symbolic_trace raises TraceError, unless its tracer takes the modules for leaves.
+Drop-in replacements for the torch.nn modules of the same names, but no subclasses. So tools that
+search by class (swa_utils.update_bn, SyncBatchNorm.convert_sync_batchnorm) do not see them.
+torch.compile, torch.export and torch.func work. Compiled, dropout draws other masks than in eager
+mode; a network exported in training mode cannot be switched to evaluation. torch.jit.script
+refuses them; torch.fx.symbolic_trace needs a tracer that takes them for leaves. docs/tools.md has
+more.
 """
 
 from functools import partial
@@ -11,8 +13,13 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from layers.functional import accumulator, batch_norm, batch_norm_in_training, dropout, eager
-from layers.normalize import Normalize
+from layers.functional import (
+    accumulator,
+    batch_norm,
+    batch_statistics,
+    dropout,
+    gaussian_dropout,
+)
 
 
 class BatchNorm(nn.Module):
@@ -67,21 +74,32 @@ class BatchNorm(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         self.check_input(input)
-        affine = self.weight, self.bias, self.eps
-        if not self.uses_batch_statistics():
-            return batch_norm(input, self.running_mean, self.running_var, *affine)
-        if input.numel() == 0:
-            mean, variance = input.new_zeros(2, input.size(1))  # which `track` skips
-            y = batch_norm(input, mean, variance, *affine)
-        elif eager() and not self.detach_statistics:
-            y, mean, variance = Normalize.apply(input, *affine)
-        else:  # a compiler or a transform gets the definition
-            y, mean, variance = batch_norm_in_training(input, *affine, self.detach_statistics)
-        self.track(mean, variance, input.numel() // input.size(1))
-        return y
+        if self.uses_batch_statistics():
+            seen = input.detach() if self.detach_statistics else input
+            mean, variance = batch_statistics(seen)
+            self.track(mean, variance, input.numel() // input.size(1))
+        else:
+            mean, variance = self.running_mean, self.running_var
+        return batch_norm(input, mean, variance, self.weight, self.bias, self.eps)
 
     def uses_batch_statistics(self) -> bool:
         return self.training or self.running_mean is None
+
+    @torch.no_grad()
+    def track(self, mean: Tensor, variance: Tensor, n: int) -> None:
+        """Move the running statistics towards those of a batch with `n` values per channel."""
+        if not (self.training and self.track_running_stats):
+            return
+        momentum, count = self.momentum, self.num_batches_tracked
+        if count is not None:
+            count.add_(1)
+        if n == 0 or self.running_mean is None:
+            return  # an empty batch, or no running statistics
+        if momentum is None:  # average over all batches; without their count do nothing
+            momentum = 0 if count is None else 1 / float(count)
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
+        unbiased = variance * (n / (n - 1))
+        self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)
 
     def check_input(self, x: Tensor) -> None:
         """Raise PyTorch's errors for what does not fit, before anything is tracked."""
@@ -101,22 +119,6 @@ class BatchNorm(nn.Module):
                 raise RuntimeError(f"expected {len(each)} channels (got shape {tuple(x.shape)})")
             if each is not None and each.dtype not in (x.dtype, accumulator(x)):
                 raise RuntimeError(f"mixed dtype: {x.dtype} in a layer with {each.dtype}")
-
-    @torch.no_grad()
-    def track(self, mean: Tensor, variance: Tensor, n: int) -> None:
-        """Move the running statistics towards those of a batch with `n` values per channel."""
-        if not (self.training and self.track_running_stats):
-            return
-        momentum, count = self.momentum, self.num_batches_tracked
-        if count is not None:
-            count.add_(1)
-        if n == 0 or self.running_mean is None:
-            return  # nothing was seen, or nobody wants to know
-        if momentum is None:  # average over all batches; without their count do nothing
-            momentum = 0 if count is None else 1 / float(count)
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
-        unbiased = variance * (n / (n - 1))
-        self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, *others) -> None:
         count = self.num_batches_tracked
@@ -171,6 +173,14 @@ class Dropout(nn.Module):
 
     def extra_repr(self) -> str:
         return f"p={self.p}, inplace={self.inplace}"
+
+
+class GaussianDropout(Dropout):
+    """In training, multiply by Gaussian noise with the mean and variance of dropout's mask."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        p = self.rate()
+        return gaussian_dropout(input, p, self.mask_shape(input)) if p else input
 
 
 class Dropout2d(Dropout):

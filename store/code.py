@@ -11,7 +11,7 @@ from store.files import ROOT
 
 # Folders count as a whole. Of fast/, gpu/ decides on a GPU alone.
 DECIDING = ("layers", "mlp/model.py", "cnn/model.py", "training.py", "load_data.py",
-            "store/dataset.py", "store/images.py", "fast")
+            "lab/side_by_side.py", "store/dataset.py", "store/images.py", "fast")
 SILENT = {tokenize.COMMENT, tokenize.NL, tokenize.ENCODING}
 
 

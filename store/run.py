@@ -7,6 +7,7 @@ A run is the folder `runs/<mlp|cnn>/<name>/` with
     checkpoint.previous.pt   the one before, should the last one be damaged
     metrics.csv     a row per epoch
     best.pt         the network at its best validation accuracy
+    predictions.npz   the class that it predicts for each validation and test image
     result.json     written last: the run is finished
     failed.json     why the run ended otherwise, in which epoch and step
     lock            held, and present, while a process trains the run
@@ -216,8 +217,8 @@ class RunFolder:
         """Put the checkpoint before in the place of one that is missing or of no use."""
         os.replace(self.folder / "checkpoint.previous.pt", self.folder / "checkpoint.pt")
 
-    def save(self, rows: list[dict], checkpoint: bytes, best: bytes | None) -> None:
-        """Write the state after an epoch, with `best` if its network is the best so far."""
+    def save(self, rows: list[dict], checkpoint: bytes, best: dict[str, bytes]) -> None:
+        """Write the state after an epoch, with the files of the best one if it is that."""
         path = self.folder / "checkpoint.pt"
         if self.lock_file and not is_same(self.lock_file, self.folder / "lock"):
             raise UserError(f"{self.folder / 'lock'} was removed, so another process may train "
@@ -227,11 +228,11 @@ class RunFolder:
         write_file(path, checkpoint)
         self.save_views(rows, best)
 
-    def save_views(self, rows: list[dict], best: bytes | None) -> None:
-        """metrics.csv and best.pt, which say what the checkpoint holds."""
+    def save_views(self, rows: list[dict], best: dict[str, bytes]) -> None:
+        """metrics.csv and the best epoch's files, which say what the checkpoint holds."""
         write_file(self.folder / "metrics.csv", as_csv(COLUMNS, rows))
-        if best is not None:
-            write_file(self.folder / "best.pt", best)
+        for name, content in best.items():
+            write_file(self.folder / name, content)
 
     def finish(self, result: dict) -> None:
         write_json(self.folder / "result.json", result)

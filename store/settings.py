@@ -107,8 +107,8 @@ class Settings:
         "layers{}", whole(1, 64), {"mlp": 1}, "hidden layers, one behind the other")
     pool_first: bool | None = setting(
         "poolfirst", SWITCH, {"cnn": False}, "pool before dropout, not after it")
-    gaussian_dropout: bool = setting(
-        "gaussian", SWITCH, False, "multiply by noise from N(1, p/(1-p)) instead of dropping")
+    gaussian_dropout: bool | None = setting(
+        "gaussian", SWITCH, {"mlp": False}, "multiply by noise N(1, p/(1-p)) instead of dropping")
     bootstrap: bool = setting(
         "bootstrap", SWITCH, False, "train on images drawn with replacement, by the seed")
 
@@ -200,7 +200,7 @@ def may_be_none(name: str) -> bool:
 
 def without_defaults(settings: dict) -> dict:
     """A setting at its default is left out: runs of before it was there are the same experiment."""
-    defaults = {name: SETTINGS[name].default_of(settings.get("network")) for name in OPTIONAL}
+    defaults = DEFAULTS.get(settings.get("network"), {})
     return {name: value for name, value in settings.items()
             if value is not None and (name not in defaults or value != defaults[name])}
 
@@ -221,15 +221,3 @@ def grammar_of(network: str) -> list[str]:
     tags = {name: SETTINGS[name].tag for name in own}
     return [tag.format(form(name), num_epochs=form("num_epochs")) if "{}" in tag
             else form(name, tag) for name, tag in tags.items()]
-
-
-def schedule(kind: str, progress: float) -> float:
-    """The factor of the learning rate after this share of the run's steps."""
-    if kind == "constant":
-        return 1.0
-    if kind == "cosine":
-        return (1 + math.cos(math.pi * progress)) / 2
-    warm_up = 0.3  # one cycle: from 1/25 up to 1, and down to nearly nothing
-    if progress < warm_up:
-        return 0.04 + 0.96 * (1 - math.cos(math.pi * progress / warm_up)) / 2
-    return (1 + math.cos(math.pi * (progress - warm_up) / (1 - warm_up))) / 2

@@ -17,7 +17,8 @@ from store.settings import Settings
 
 Build = Callable[[Settings, int], nn.Module]  # of the settings and the number of classes
 KINDS = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2",  # of which a state is made
-         "torch FloatStorage", "torch LongStorage"}
+         "torch FloatStorage", "torch LongStorage",
+         "torch ByteStorage", "torch ShortStorage"}
 
 
 class Trained(NamedTuple):

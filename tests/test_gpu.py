@@ -12,9 +12,9 @@ from in_process import build, random_data, settings_of, untimed
 from torch import Tensor, nn
 
 from fast.gpu import guard
-from fast.side_by_side import SideBySide
+from lab.side_by_side import SideBySide
 from layers import BatchNorm1d, BatchNorm2d, Dropout, Dropout2d
-from layers.functional import kept
+from layers.functional import dropout_mask
 from load_data import Split
 from store.images import prepared, take
 from training import Trainer
@@ -81,7 +81,7 @@ def drawn_mask(x: Tensor, dropout: nn.Module, seed: int = 0) -> Tensor | float:
     if p in (0, 1):
         return 1.0 - p
     if isinstance(dropout, Dropout2d):
-        return kept(x.to(DEVICE), p, torch.Size([*x.shape[:2], 1, 1])).cpu().double() / (1 - p)
+        return dropout_mask(x.to(DEVICE), p, torch.Size([*x.shape[:2], 1, 1])).cpu().double() / (1 - p)
     seed = torch.empty(1, dtype=torch.int64, device=DEVICE).random_()
     return guard.kept_by_value(seed.cpu(), p, x.shape).double() / (1 - p)
 

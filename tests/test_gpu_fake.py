@@ -22,7 +22,7 @@ import mlp.model
 import training
 from fast import choice, linear
 from fast.gpu import guard
-from fast.side_by_side import SideBySide
+from lab.side_by_side import SideBySide
 from load_data import Data, Split
 from store.settings import Settings
 

@@ -12,11 +12,11 @@ import torch
 from apart import DEVICE, on_kernels
 from comparison import normal
 from conftest import ROOT
+from fast.batch import batch
 from torch import nn
 
 from cnn.model import CNN
 from fast import choice
-from fast.batch import batch
 from fast.gpu import guard
 from layers import BatchNorm1d, BatchNorm2d, Dropout, Dropout2d
 from load_data import Split

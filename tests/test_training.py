@@ -24,8 +24,8 @@ import training
 from fast import linear
 from fast.adam import Adam, adam, step_together, takes_fused
 from fast.linear import Linear
-from fast.side_by_side import Linears, SideBySide
 from lab.experiment import gain_side_by_side, groups
+from lab.side_by_side import Linears, SideBySide
 from load_data import Split, load_cifar_2d, normalize
 from store import images
 from store.images import EVALUATION_BATCH, FLAT_EVALUATION_BATCH, augmented

@@ -22,9 +22,9 @@ from triton import cdiv, next_power_of_2
 from fast.blocks import drop_rate, plain_derivative
 from fast.gpu import kernels
 from fast.gpu.guard import memory_order, normalize_each
+from fast.normalize import batch_norm_in_training, differentiate, parameter_gradients
 from layers import BatchNorm, Dropout2d
-from layers.functional import batch_norm_in_training, kept
-from layers.normalize import differentiate, parameter_gradients
+from layers.functional import dropout_mask
 
 WHOLE = 2 ** 31  # Philox draws whole numbers below
 WINDOWS = kernels.WINDOWS.value
@@ -37,7 +37,7 @@ def norm_relu_dropout_pool(x: Tensor, norm: BatchNorm, dropout: nn.Module) -> Te
         return evaluated(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps)
     p, mask, seed = drop_rate(dropout), None, None
     if p > 0 and isinstance(dropout, Dropout2d):
-        mask = kept(x, p, torch.Size([*x.shape[:2], 1, 1]))
+        mask = dropout_mask(x, p, torch.Size([*x.shape[:2], 1, 1]))
     elif p > 0:
         seed = torch.empty(1, dtype=torch.int64, device=x.device).random_()
     x = x.contiguous(memory_format=torch.channels_last)

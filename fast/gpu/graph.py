@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from fast.fallback import say_slower
+from fast.agreement import say_slower
 
 Step = Callable[[Tensor], tuple[Tensor, ...]]
 

@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fast.agreement import eager, say_slower
 from fast.blocks import drop_rate
-from fast.fallback import say_slower
-from layers import BatchNorm, Dropout, Dropout2d
-from layers.functional import batch_norm, batch_norm_in_training, eager
+from fast.normalize import batch_norm_in_training
+from layers import BatchNorm, Dropout, Dropout2d, batch_norm
 
 DEVICE = "cuda"  # tests put "cpu" here, for triton's interpreter
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}  # relative error of a whole tensor

@@ -22,11 +22,12 @@ import torch
 from torch import Tensor
 
 from fast.adam import step_together
-from fast.batch import batch
-from fast.choice import faster_hidden
+from fast.agreement import choose
+from fast.choice import MLP_KERNEL
 from fast.linear import applies, linear
+from mlp.model import block
 from store.images import evaluation_batches
-from training import Trainer, answer, cross_entropy
+from training import Trainer, batch, cross_entropy, logits_of
 
 
 class Linears(torch.autograd.Function):
@@ -66,7 +67,8 @@ class SideBySide:
         """
         start = time.perf_counter()
         data = self.trainers[0].data
-        for step, index in enumerate(self.start()):
+        order = self.start()
+        for step, index in enumerate(order.split(self.trainers[0].settings.batch_size)):
             self.step(step, *batch(data.train, index))
             on_step()
         for trainer in self.trainers:
@@ -78,23 +80,22 @@ class SideBySide:
             torch.cuda.synchronize()
         seconds = (time.perf_counter() - start) / len(self.trainers)
         self.each(lambda trainer: trainer.end_epoch(
-            {name: (torch.cat(losses), torch.cat(logits).argmax(1) == torch.cat(self.labels[name]))
-             for name, (losses, logits) in self.measured[trainer].items()},
+            order, {name: (torch.cat(losses), torch.cat(logits))
+                    for name, (losses, logits) in self.results[trainer].items()},
             time.perf_counter() - seconds))
         return [self.outcomes[trainer] for trainer in self.trainers]
 
-    def start(self) -> tuple[Tensor, ...]:
-        """Begin an epoch; returns its batches, which all share."""
-        self.labels = {name: [] for name in ("train", "val", "test")}
-        self.measured = {trainer: {name: ([], []) for name in self.labels}
-                         for trainer in self.trainers}
-        self.each(Trainer.batches)
+    def start(self) -> Tensor:
+        """Begin an epoch; returns the order of its training images, which all share."""
+        self.results = {trainer: {name: ([], []) for name in ("train", "val", "test")}
+                        for trainer in self.trainers}
+        self.each(Trainer.begin_epoch)
         for trainer in self.trainers:
             trainer.network.train()
-        return next((found for found in self.outcomes.values() if isinstance(found, tuple)), ())
+        return next((found for found in self.outcomes.values() if isinstance(found, Tensor)),
+                    torch.empty(0, dtype=torch.int64))
 
     def step(self, step: int, x: Tensor, y: Tensor) -> None:
-        self.labels["train"].append(y)
         self.each(lambda *own: self.loss("train", *own, y, "mean"), self.begun(x))
         losses = {trainer: loss for trainer, loss in self.outcomes.items()
                   if isinstance(loss, Tensor)}
@@ -110,15 +111,14 @@ class SideBySide:
 
     @torch.no_grad()
     def evaluate(self, name: str, x: Tensor, y: Tensor) -> None:
-        self.labels[name].append(y)
         self.each(lambda *own: self.loss(name, *own, y, "none"), self.begun(x))
 
     def begun(self, x: Tensor) -> list[tuple[Callable, Tensor]]:
         """The layers that each network still has to compute, and their input."""
         hidden = dict(zip(self.trainers, self.linear1(x), strict=True))
         begun = {trainer: (trainer.network.after_linear1, own) for trainer, own in hidden.items()}
-        kernels = [faster_hidden(own, trainer.network.norm, trainer.network.dropout)
-                   for trainer, own in hidden.items()]
+        kernels = [choose((MLP_KERNEL,), block.__wrapped__, own, trainer.network.norm,
+                          trainer.network.dropout) for trainer, own in hidden.items()]
         if together := [trainer for trainer, kernel in zip(hidden, kernels, strict=True) if kernel]:
             networks = [trainer.network for trainer in together]
             with self.random_numbers(together[0]):  # of one seed, they all draw these
@@ -126,7 +126,7 @@ class SideBySide:
                                                 [network.norm for network in networks],
                                                 [network.dropout for network in networks])
             for trainer, own in zip(together, y.unbind(), strict=True):
-                begun[trainer] = trainer.network.linear2, own
+                begun[trainer] = trainer.network.after_block1, own
         return list(begun.values())
 
     def linear1(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -143,12 +143,12 @@ class SideBySide:
 
     def loss(self, name: str, trainer: Trainer, begun: tuple[Callable, Tensor], y: Tensor,
              reduction: str) -> Tensor:
-        """The loss of a network begun; it and the answers count for the epoch's row."""
-        logits = answer(*begun, self.precision)
+        """The loss of a network begun; it and the logits count for the epoch's row."""
+        logits = logits_of(*begun, self.precision)
         loss = cross_entropy(logits, y, reduction)
-        losses, answers = self.measured[trainer][name]
+        losses, all_logits = self.results[trainer][name]
         losses.append(loss.detach().reshape(-1))
-        answers.append(logits.detach())
+        all_logits.append(logits.detach())
         return loss
 
     def each(self, work: Callable, *arguments: Iterable) -> None:

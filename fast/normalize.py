@@ -1,24 +1,36 @@
-"""Batch normalization in training once more, with its derivative written out by hand."""
+"""Batch normalization in training with its derivative written out by hand.
+
+Autograd differentiates the definition in layers/ step by step. `Normalize` gives the same in fewer
+passes over memory. Let y = xhat * weight + bias, xhat = (x - mean) * r and
+r = 1 / sqrt(variance + eps). For the gradient g of y, summed over the n values of a channel:
+
+    d bias = sum(g)        d weight = sum(g * xhat)
+    d x = weight * r * (g - sum(g) / n - xhat * sum(g * xhat) / n)
+
+The last two terms come through mean and variance. They take out of the gradient what would shift or
+scale the whole channel, as that has no effect.
+"""
 
 import torch
 from torch import Tensor
 
-from layers.functional import accumulator, all_but_channels, batch_norm_in_training, per_channel
+from layers import BatchNorm, batch_norm, batch_statistics
+from layers.functional import accumulator, all_but_channels, per_channel
+
+
+def normalize(x: Tensor, norm: BatchNorm) -> Tensor:
+    """norm(x) in training or evaluation, for a norm that does not detach its statistics."""
+    if not norm.uses_batch_statistics():
+        return norm(x)
+    norm.check_input(x)
+    y, mean, variance = Normalize.apply(x, norm.weight, norm.bias, norm.eps)
+    norm.track(mean, variance, x.numel() // x.size(1))
+    return y
 
 
 class Normalize(torch.autograd.Function):
-    """`batch_norm_in_training` in fewer passes over memory than autograd would make.
-
-    Let y = xhat * weight + bias, xhat = (x - mean) * r and r = 1 / sqrt(variance + eps). For the
-    gradient g of y, summed over the n values of a channel:
-
-        d bias = sum(g)        d weight = sum(g * xhat)
-        d x = weight * r * (g - sum(g) / n - xhat * sum(g * xhat) / n)
-
-    The last two terms come through mean and variance. They take out of the gradient what would
-    shift or scale the whole channel, as that has no effect. A large mean is rounded by much, so it
-    is carried as two numbers: `mean`, and its `error`, the mean of x - mean.
-    """
+    """y, mean and variance. A large mean is rounded by much, so it is carried as two numbers:
+    `mean`, and its `error`, the mean of x - mean."""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float):
@@ -50,6 +62,13 @@ class Normalize(torch.autograd.Function):
         dx = torch.addcmul(share * sum_g, d, share * sum_gxhat * r)  # through mean and variance
         dx.addcmul_(g, scale)
         return dx.to(x.dtype), *parameter_gradients(weight, bias, sum_g, sum_gxhat), None
+
+
+def batch_norm_in_training(x: Tensor, weight: Tensor | None, bias: Tensor | None,
+                           eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """y, mean and variance by the definition, which PyTorch differentiates."""
+    mean, variance = batch_statistics(x)
+    return batch_norm(x, mean, variance, weight, bias, eps), mean, variance
 
 
 def differentiate(y: Tensor, inputs: tuple[Tensor | None, ...], g: Tensor) -> list[Tensor | None]:

@@ -1,0 +1,176 @@
+"""A faster function takes the place of modules only where nobody could tell.
+
+    @sooner(fast.choice.CNN_BLOCK)
+    def block(x, conv, norm, dropout):
+        return F.max_pool2d(dropout(F.relu(norm(conv(x)))), 2)
+
+`block` is what counts. A `Faster` may compute it: for exactly the classes that it was written for,
+that nothing watches or changes, and only after it agreed with `block` in this process. So whoever
+edits a layer or a block sees the edit train: the faster function then differs, and a line says
+that the modules run.
+"""
+
+import contextlib
+import functools
+import sys
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn.modules.module import _has_any_global_hook
+from torch.utils._device import DeviceContext
+
+import layers.functional
+import layers.modules
+from layers import BatchNorm, BatchNorm1d, BatchNorm2d, Dropout, Dropout2d
+
+OURS = (BatchNorm1d, BatchNorm2d, Dropout, Dropout2d)
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}  # of a tensor's error, relative to its
+# norm or, should that be larger, to that of y: a gradient may be zero but for rounding
+
+
+def pieces() -> list:
+    """All through which a layer acts, and anyone may put something else in its place."""
+    return [*(getattr(kind, name) for kind in (*OURS, nn.Conv2d, nn.Linear, nn.Identity)
+              for name in ("__call__", "forward")),
+            nn.Conv2d._conv_forward, F.relu, F.max_pool2d, F.linear, F.conv2d,
+            *(vars(BatchNorm)[name] for name in ("track", "check_input", "uses_batch_statistics")),
+            Dropout.rate, Dropout.mask_shape, Dropout2d.mask_shape,
+            *(vars(layers.modules)[name] for name in ("batch_norm", "batch_statistics", "dropout")),
+            layers.functional.dropout_mask]
+
+
+ORIGINAL = pieces()  # as they were written
+
+
+@dataclass(frozen=True)
+class Faster:
+    """A function of x and modules; `variant` tells which of its variants would compute them, if
+    any, and `trial` gives a small input that takes all branches of a variant: x, the modules, and
+    options of the function."""
+
+    what: str
+    function: Callable[..., Tensor]
+    variant: Callable[..., Hashable | None]
+    trial: Callable[..., tuple]
+
+
+def sooner(*candidates: Faster) -> Callable:
+    """Have a function of x and modules computed by the first candidate that can."""
+    def decorate(definition: Callable) -> Callable:
+        @functools.wraps(definition)
+        def call(x: Tensor, *modules: nn.Module) -> Tensor:
+            return (choose(candidates, definition, x, *modules) or definition)(x, *modules)
+        return call
+    return decorate
+
+
+def choose(candidates: tuple[Faster, ...], definition: Callable, x: Tensor,
+           *modules: nn.Module) -> Callable | None:
+    """The function of the first candidate that can compute these and agrees with the definition."""
+    if type(x) is Tensor and eager() and unwatched() and all(map(untouched, modules)):
+        for each in candidates:
+            variant = each.variant(x, *modules)
+            if variant is not None and (each.trial is None
+                                        or agrees(each, definition, variant)):
+                return each.function
+    return None
+
+
+# Where somebody could tell
+
+
+def eager() -> bool:
+    """Whether operators just run, under no compiler, tracer, torch.func or forward-mode AD."""
+    return not (torch.compiler.is_compiling() or torch.jit.is_tracing()
+                or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0)
+
+
+def unwatched() -> bool:
+    """Whether no mode sees the operators, and the layers are as they were written.
+
+    torch.device("cpu") as a context and set_default_device are modes too, but watch nothing.
+    """
+    modes = map(torch._C._get_function_stack_at, range(torch._C._len_torch_function_stack()))
+    return (not torch._C._len_torch_dispatch_stack()
+            and all(type(mode) is DeviceContext for mode in modes) and pieces() == ORIGINAL)
+
+
+def untouched(module: nn.Module) -> bool:
+    """Whether no hook, wrapper or foreign kind of tensor is in a module."""
+    own = module.__dict__
+    return not ("forward" in own or own["_forward_hooks"] or own["_forward_pre_hooks"]
+                or own["_backward_hooks"] or own["_backward_pre_hooks"]
+                or module._compiled_call_impl is not None or _has_any_global_hook()
+                or any(type(each) not in (nn.Parameter, Tensor, type(None))
+                       for each in (*own["_parameters"].values(), *own["_buffers"].values())))
+
+
+# Agreement
+
+
+@functools.cache
+def agrees(candidate: Faster, definition: Callable, variant: Hashable) -> bool:
+    """Whether a candidate gives what the definition does; if not, a line says so."""
+    try:
+        fault = difference(candidate, definition, variant)
+    except Exception as error:  # no compiler, a card that it does not know
+        fault = error
+    if fault:
+        say_slower(f"{candidate.what} is not used", fault)
+    return not fault
+
+
+def difference(candidate: Faster, definition: Callable, variant: Hashable) -> str:
+    """The first result in which candidate and definition differ, in words; empty if none."""
+    gpus = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(gpus), plain_modes():
+        found = outcome(candidate.function, candidate, variant)
+        expected = outcome(definition, candidate, variant)
+    limit, least = TOLERANCE[found["y"].dtype], expected["y"].double().norm().cpu()
+    for name, value in expected.items():
+        value, other = value.double().cpu(), found[name].double().cpu()
+        error = (other - value).norm() / value.norm().clamp(min=least)
+        if value.shape != other.shape or not error <= limit:
+            return f"{name} is off by {error:.1g}"
+    return ""
+
+
+@contextlib.contextmanager
+def plain_modes():
+    """The modes of a process that nobody has changed, whatever is in force outside."""
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.inference_mode(False), torch.enable_grad(), torch.device("cpu"):
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
+
+
+def outcome(function: Callable, candidate: Faster, variant: Hashable) -> dict[str, Tensor]:
+    """What a block computes, its gradients, what it tracks, and the random numbers it leaves."""
+    torch.manual_seed(0)
+    x, modules, options = candidate.trial(variant)
+    half = options.pop("half", False)
+    options = options if function is candidate.function else {}
+    torch.manual_seed(1)
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
+        y = function(x.requires_grad_(), *modules, **options)
+    inputs = {"x": x} | {f"{type(module).__name__}'s {name}": parameter for module in modules
+                         for name, parameter in module.named_parameters()}
+    g = torch.arange(y.numel(), device=y.device).view(y.shape).cos().to(y.dtype)
+    gradients = torch.autograd.grad(y, list(inputs.values()), g)
+    tracked = {name: buffer for module in modules for name, buffer in module.named_buffers()}
+    return {"y": y.detach(), **tracked, "the next random number": torch.rand(1, device=x.device)
+            } | {f"the gradient of {name}": gradient
+                 for name, gradient in zip(inputs, gradients, strict=True)}
+
+
+def say_slower(what: str, why: str | Exception) -> None:
+    """Where a faster way does not work, one line says so, and the plain one is taken."""
+    reason = f"{type(why).__name__}: {why}" if isinstance(why, Exception) else why
+    print(f"{what}, which is slower: {' '.join(reason.split())[:200]}", file=sys.stderr)
