@@ -217,9 +217,9 @@ class Worker:
         return True
 
     def end(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGCONT) if self.process else ():
+        for each in (signal.SIGTERM, signal.SIGCONT) if self.process else ():
             with contextlib.suppress(OSError):
-                os.killpg(self.process.pid, number)
+                os.killpg(self.process.pid, each)
 
     def wait(self) -> None:
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -249,7 +249,7 @@ def hire(call: argparse.Namespace, plan: list[Entry]) -> None:
         own = {"CUDA_VISIBLE_DEVICES": gpus[k % len(gpus)]} if len(gpus) > 1 else {}
         path = logs / f"{host}-{os.getpid()}-{time.time_ns()}-{k}.log"
         try:
-            log = open(path, "xb", buffering=0)
+            log = open(path, "xb", buffering=0)  # noqa: SIM115
         except OSError as error:
             raise UserError(f"cannot write {path}: {error.strerror}") from error
         crew.append(Worker(command, {**shared, **own}, log))
@@ -282,20 +282,23 @@ def attend(read) -> None:
             worker.start(left)
         alive = [worker for worker in crew if worker.process]
         if not left and all(worker.stopped for worker in alive):
-            return [worker.end() for worker in alive]
+            for worker in alive:
+                worker.end()
+            return
         if not alive and (not free or len(idle) == len(left)):
             return
         for _ in range(20):
-            if any([worker.look() for worker in crew]):
+            if sum(worker.look() for worker in crew):
                 break
             time.sleep(0.05)
 
 
 def train(call: argparse.Namespace, plan: list[Entry]) -> int:
     if all(entry.read().state == "finished" for entry in plan):
-        return int(not print_outcome(plan))
+        return print_outcome(plan)
     if "--retry" in call.flags:  # failures are forgotten once, before any worker starts
         forget_failures(entry.folder for entry in plan)
+    signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # after `stty tostop` the bar would stop it
     hire(call, plan)
     log = crew[0].log
     with progress(plan) if log else contextlib.nullcontext(
@@ -304,11 +307,10 @@ def train(call: argparse.Namespace, plan: list[Entry]) -> int:
     if errors := {worker.error for worker in crew if worker.code > 1}:
         print(*sorted(errors), sep="\n", file=sys.stderr)
         return 2
-    if print_outcome(plan):
-        return 0
-    if log:
+    code = print_outcome(plan)
+    if code and log:
         say(f"what the workers printed is in {shlex.quote(str(Path(log.name).parent))}")
-    return 1
+    return code
 
 
 def main() -> int:

@@ -133,8 +133,8 @@ def print_status(plan: list[Entry]) -> None:
     print_answer(entries)
 
 
-def print_outcome(plan: list[Entry]) -> bool:
-    """What is not finished, and the best of what is; returns whether all are finished."""
+def print_outcome(plan: list[Entry]) -> int:
+    """What is not finished, and the best of what is; returns the exit code, 1 if any is left."""
     entries = [entry.read() for entry in plan]
     unfinished = [entry for entry in entries if entry.state != "finished"]
     for entry in unfinished:
@@ -143,7 +143,7 @@ def print_outcome(plan: list[Entry]) -> bool:
     print_answer(entries)
     if any(entry.state == "failed" for entry in unfinished):
         print("the same call with --retry trains failed runs again", file=sys.stderr)
-    return not unfinished
+    return int(bool(unfinished))
 
 
 def print_answer(entries: list[Entry]) -> None:
