@@ -109,7 +109,7 @@ class NormReluPool(torch.autograd.Function):
         indices, sign = torch.empty_like(pooled[:rows], dtype=torch.int64), signs(weight)
         if by_value := 0 < p < 1 and not whole_maps:
             mask = torch.empty_like(pooled)
-            bits = random_bits(N * H * W * C).view(N, H, W, C).permute(0, 3, 1, 2)
+            bits = random_bits(x, N * H * W * C).view(N, H, W, C).permute(0, 3, 1, 2)
         else:  # nothing is drawn to drop nothing
             mask = dropout_mask(few, p, torch.Size([N, C, 1, 1])) if p else few.new_ones(N, 1, 1, 1)
         large, sums = [], None  # the convolution's output, slice by slice
