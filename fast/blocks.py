@@ -102,7 +102,7 @@ class NormReluPool(torch.autograd.Function):
         few = F.conv2d(x[:max(1, rows // 8)], kernel)
         shift = few.mean((0, 2, 3), dtype=accumulator(x)).to(x.dtype)
         N, (C, H, W) = len(x), few.shape[1:]
-        pooled = torch.empty(N, C, H // 2, W // 2, dtype=x.dtype,
+        pooled = torch.empty(N, C, H // 2, W // 2, dtype=x.dtype, device="cpu",
                              memory_format=torch.channels_last)
         # places in a map, which MaxPool gives as int64: a slice of them stays in the cache
         chosen = torch.empty_like(pooled, dtype=torch.int16 if H * W < 2 ** 15 else torch.int64)
