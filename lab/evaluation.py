@@ -28,6 +28,7 @@ from lab.table import columns
 from load_data import DATA_DIR, Data, Split
 from store.files import UserError, one_line, write_file, write_json
 from store.images import evaluation_batches, prepared
+from store.official import find_official
 from store.pictures import read_picture
 from store.run import Run, RunFolder
 from store.settings import Settings
@@ -65,7 +66,7 @@ def its_data_dir(run: Run) -> Path | None:
     if not (named or images):
         return None
     folder = Path(str(named or DATA_DIR))
-    if not (folder / "train" if images else folder).exists():
+    if not ((folder / "train").exists() if images else find_official(folder)):  # downloads nothing
         raise UserError(f"{run.name} was trained on {'an image folder' if images else 'data'} that "
                         f"is not in {folder}; name the folder with --data_dir")
     return folder

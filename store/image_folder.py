@@ -1,13 +1,14 @@
-"""An image folder, train/<class>/... and test/<class>/..., read as torchvision's ImageFolder does.
+"""An image folder, train/<class>/... and test/<class>/..., as torchvision's ImageFolder reads it.
 
-Unlike there, hidden files and folders are skipped, and links that lead out of it are refused.
+ImageFolder itself enters linked folders before anyone can refuse them, and passes over unreadable
+ones in silence. Here both are errors, hidden files are left out, and what is left out is counted.
 """
 
 import os
+import stat
 import sys
-import unicodedata
 import warnings
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +20,32 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", 
 MAX_FILE = 2**20  # bytes: far more than 32x32 pixels need; bounds what a hostile file unpacks to
 JUNK = ("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found",
         "__pycache__")  # folders that systems put anywhere
-CHUNK = 1000  # pictures a thread decodes at a time
 
 
 def find_pictures(folder: Path) -> tuple[dict[str, dict[str, list]], list[str]]:
-    """For "train" and "test" the stamps of each class's files; and the paths that are skipped."""
-    skipped = []
-    return {split: _classes(folder, split, skipped) for split in ("train", "test")}, skipped
+    """For "train" and "test" the stamps of each class's files; and the paths that are left out."""
+    files, left_out, root = {}, [], os.path.realpath(folder) + os.sep
+    for split in ("train", "test"):
+        if not (folder / split).is_dir():
+            raise UserError(f"{folder} has no folder {split}/; "
+                            "an image folder has both train/ and test/")
+        refuse_link(folder / split)
+        classes = {}
+        for place, folders, names in os.walk(folder / split, onerror=_raise):
+            parts = Path(place).relative_to(folder).parts
+            hidden = [name for name in folders if _is_hidden(name)]
+            folders[:] = [name for name in folders if not _is_hidden(name)]  # os.walk enters these
+            for name in folders:
+                refuse_link(Path(place, name))
+                classes |= {name: []} if len(parts) == 1 else {}
+            pictures = [name for name in names if name.lower().endswith(EXTENSIONS)
+                        and not _is_hidden(name) and len(parts) > 1]
+            left_out += ["/".join((*parts, name)) for name in {*hidden, *names} - {*pictures}]
+            for name in pictures:
+                status = _check_file(os.path.join(place, name), root)
+                classes[parts[1]].append(stamp("/".join((*parts, name)), status))
+        files[split] = {name: sorted(classes[name]) for name in sorted(classes)}
+    return files, left_out
 
 
 def stamp(path: str, status: os.stat_result) -> tuple:
@@ -53,56 +73,56 @@ def refuse_link(path: Path) -> None:
                         "put a copy in its place")
 
 
-def _classes(folder: Path, split: str, skipped: list[str]) -> dict[str, list]:
-    if not (folder / split).is_dir():
-        raise UserError(f"{folder} has no folder {split}/; "
-                        "an image folder has both train/ and test/")
-    names = [entry.name for entry in _entries(folder / split, skipped) if entry.is_dir()]
-    return {name: _walk(folder, f"{split}/{name}", skipped) for name in sorted(names)}
+def tell_unused(folder: Path) -> None:
+    """Name the user's own validation set, which nothing here reads."""
+    for name in sorted(os.listdir(folder)):
+        if "val" in name.lower() and not name.startswith(".") and (folder / name).is_dir():
+            print(one_line(f"{folder / name} is not used: a fifth of train/ validates"),
+                  file=sys.stderr)
 
 
-def _entries(place: Path, skipped: list[str]):
-    """The folders and pictures in a folder, without those that nobody put there on purpose."""
-    refuse_link(place)
-    with os.scandir(place) as entries:
-        for entry in entries:
-            if entry.is_dir() or entry.name.lower().endswith(EXTENSIONS):
-                if entry.name.startswith(".") or entry.name in JUNK:
-                    skipped.append(entry.path)
-                else:
-                    yield entry
+def tell_left_out(folder: Path, files: dict, left_out: list[str]) -> None:
+    """Count what is not read, and name the classes that lose at least half by it."""
+    if not left_out:
+        return
+    lost = Counter(tuple(path.split("/")[:2]) for path in left_out if not _is_hidden(path))
+    halved = [f"{split}/{name}" for split, classes in files.items() for name in classes
+              if lost[split, name] >= max(1, len(classes[name]))]
+    print(one_line(f"skipping what is hidden, the system's or not {' '.join(EXTENSIONS)}: "
+                   f"{len(left_out)}, such as {folder / min(left_out)}"
+                   + (f"; at least half of {', '.join(halved[:5])}" if halved else "")),
+          file=sys.stderr)
 
 
-def _walk(folder: Path, place: str, skipped: list[str]) -> list[tuple]:
-    """The stamps of all pictures below `place`, with paths below `folder`, sorted by them."""
-    root = os.path.realpath(folder) + os.sep
-    found, places = [], [place]
-    for place in places:  # which grows meanwhile
-        for entry in _entries(folder / place, skipped):
-            if entry.is_dir():
-                places.append(f"{place}/{entry.name}")
-                continue
-            if entry.is_symlink() and not os.path.realpath(entry.path).startswith(root):
-                refuse_link(Path(entry.path))
-            status = entry.stat()
-            if not entry.is_file() or status.st_size > MAX_FILE:  # a pipe would never end
-                raise UserError(f"{entry.path} is not a file of at most {MAX_FILE} bytes; "
-                                "remove it")
-            found.append(stamp(f"{place}/{entry.name}", status))
-    return sorted(found)
+def _is_hidden(path: str) -> bool:
+    name = path.rpartition("/")[2]
+    return name.startswith(".") or name in JUNK
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _check_file(path: str, root: str) -> os.stat_result:
+    status = os.lstat(path)
+    if stat.S_ISLNK(status.st_mode):
+        if not os.path.realpath(path).startswith(root):
+            refuse_link(Path(path))
+        status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_FILE:  # a pipe would never end
+        raise UserError(f"{path} is not a file of at most {MAX_FILE} bytes; remove it")
+    return status
 
 
 def _check_classes(folder: Path, files: dict) -> list[str]:
     """The class names, which both splits must have, with pictures."""
-    odd = sorted(set(files["train"]) ^ set(files["test"]))
-    if odd:
-        twin = next((f"; it has {ascii(name)} instead of {ascii(odd[0])}" for name in odd[1:]
-                     if _sound(name) == _sound(odd[0])), "")
-        raise UserError(f"the class {odd[0]} is in only one of train/ and test/ of {folder}; "
-                        f"the other needs it too{twin}")
     if not files["train"]:
         raise UserError(f"{folder / 'train'} has no class folders; "
                         "put the pictures in train/<class>/")
+    odd = sorted(set(files["train"]) ^ set(files["test"]))
+    if odd:  # in ascii(), as names can differ by a blank or by how an accent is encoded
+        raise UserError(f"train/ and test/ of {folder} need the same class folders; in only one "
+                        f"of them: {', '.join(map(ascii, odd[:4]))}")
     for split, classes in files.items():
         for name in classes:
             if not classes[name]:
@@ -111,23 +131,11 @@ def _check_classes(folder: Path, files: dict) -> list[str]:
     return list(files["train"])
 
 
-def _sound(name: str) -> str:
-    """The same for names that only capitals, blanks or Unicode's composition tell apart."""
-    return "".join(unicodedata.normalize("NFKC", name).casefold().split())
-
-
 def _decode(folder: Path, paths: tuple[str, ...]) -> np.ndarray:
     print(one_line(f"decoding {len(paths)} pictures of {folder}, once"), file=sys.stderr)
     images = np.empty((len(paths), 3, 32, 32), np.uint8)
-
-    def decode_chunk(start: int) -> None:
-        for i in range(start, min(start + CHUNK, len(paths))):
-            images[i] = read_picture(folder / paths[i], exact=True)
-
-    with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, on odd files; an unreadable one is an error
-        try:
-            list(pool.map(decode_chunk, range(0, len(paths), CHUNK)))  # raises the first error
-        except RuntimeError as error:  # no memory for another thread
-            raise MemoryError from error
+        for i, path in enumerate(paths):
+            images[i] = read_picture(folder / path, exact=True)
     return images

@@ -3,18 +3,22 @@
 Its central square is scaled to 32 x 32 with antialiasing; 32x32 pixels stay as they are.
 It is turned upright as its camera noted. Transparency shows a grey of 128, zero to a network.
 Of 16 bits the upper eight count. 32-bit grey names no range: see `_deep_grey`.
+The pixels are the same; a network's logits need not be to the last bit: for a picture alone other
+kernels add up than for a batch of them (the MLP's differ by about 1e-7).
 """
 
 import contextlib
 from pathlib import Path
 
 import numpy as np
+import PIL
 
 from store.files import UserError
 
 FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP")  # of an image folder
 MAX_PIXELS = 89_478_485  # Pillow's limit against decompression bombs; they take up to 1 GB
 MAX_JPEG = 3 * MAX_PIXELS  # which is decoded at an eighth of its size
+OLDEST_PILLOW = (10, 1)  # as in requirements.txt
 
 
 def read_picture(path: Path, exact: bool = False) -> np.ndarray:
@@ -22,6 +26,9 @@ def read_picture(path: Path, exact: bool = False) -> np.ndarray:
 
     A wrong size is refused by the header, before decoding. UserError if it cannot be read.
     """
+    if tuple(map(int, PIL.__version__.split(".")[:2])) < OLDEST_PILLOW:
+        raise UserError(f"Pillow {PIL.__version__} is too old to read pictures; install "
+                        f"{'.'.join(map(str, OLDEST_PILLOW))} or newer: pip install -U pillow")
     try:
         if not path.is_file():  # a pipe would never end
             raise ValueError("it is a folder" if path.is_dir() else "there is no such file")

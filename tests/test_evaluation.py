@@ -256,6 +256,7 @@ def test_without_a_data_dir_the_folder_that_the_run_was_trained_on_is_taken(trai
 @pytest.mark.parametrize("named", (True, False))
 def test_the_folder_of_a_run_that_is_gone_has_to_be_named(source, named, trained, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(evaluation, "DATA_DIR", tmp_path / "default")
+    (tmp_path / "gone").mkdir()  # empty: nothing is downloaded because a run's config.json says so
     run = only_run(trained, "mlp").read()
     data = {"source": source, "folder": str(tmp_path / "gone")} if named else {"source": source}
     run = replace(run, config={**run.config, "data": data})

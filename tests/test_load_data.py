@@ -20,6 +20,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from PIL import Image
@@ -29,9 +30,10 @@ from load_data import load_cifar_2d, load_cifar_4d, normalize
 from store import cache, image_folder
 from store import official as official_files
 from store.cache import CACHE, LOCK
+from store.dataset import divide
 from store.files import UserError, lock
 from store.image_folder import find_pictures
-from store.official import BATCHES, STAGING
+from store.official import ARCHIVE, BATCHES, PART
 from store.pictures import read_picture
 from store.synthetic import shapes as synthetic_shapes
 
@@ -145,7 +147,7 @@ def test_the_fingerprint_follows_pixels_and_class_names(folder):
 @pytest.mark.parametrize("damage, words", [
     (lambda f: shutil.rmtree(f / "test"), "has no folder test/"),
     (lambda f: shutil.rmtree(f / "train"), "has no folder train/"),
-    (lambda f: shutil.rmtree(f / "test" / "ant"), "the class ant is in only one of"),
+    (lambda f: shutil.rmtree(f / "test" / "ant"), "test/ of {} need the same class folders; in only one of them: 'ant'"),
     (lambda f: [shutil.rmtree(p) for p in f.glob("*/*")], "train has no class folders"),
     (lambda f: [p.unlink() for p in f.glob("train/cat/*")], "train/cat has no pictures"),
     (lambda f: [p.unlink() for p in f.glob("test/cat/*")], "test/cat has no pictures"),
@@ -166,13 +168,13 @@ def test_the_fingerprint_follows_pixels_and_class_names(folder):
 ])
 def test_a_damaged_folder_is_refused_in_one_line(folder, damage, words):
     damage(folder)
-    assert words in refusal(folder)
+    assert words.format(folder) in refusal(folder)
 
 
 def test_a_picture_that_vanishes_is_named(folder, monkeypatch):
     files = find_pictures(folder)
     (folder / "train" / "cat" / "07.png").unlink()
-    monkeypatch.setattr(cache, "find_pictures", lambda _: files)
+    monkeypatch.setattr(image_folder, "find_pictures", lambda _: files)
     assert "train/cat/07.png cannot be read as a picture (there is no such file" in refusal(folder)
 
 
@@ -222,9 +224,31 @@ def test_what_nobody_put_there_is_skipped_and_counted(folder, name, capsys):
     capsys.readouterr()
     same(before, load_cifar_4d(folder))
     said = capsys.readouterr().err
-    assert f"skipping 4 hidden or system files and folders, such as {folder}" in said
+    assert "skipping what is hidden, the system's or not .jpg" in said
+    assert f".webp: 7, such as {folder}/" in said and "at least" not in said
     same(before, load_cifar_4d(folder))
     assert capsys.readouterr().err == ""
+
+
+def test_pictures_of_other_kinds_are_counted_and_a_class_that_loses_half_named(folder, capsys):
+    for i in range(20):
+        (folder / "train" / "cat" / f"{i}.avif").write_bytes(b"x")
+    for name in ("train/dog/1.gif", "train/2.png", "train/dog/notes.txt", "test/ant/a.jp2"):
+        (folder / name).write_bytes(b"x")
+    load_cifar_4d(folder)
+    said = capsys.readouterr().err
+    assert ": 24, such as" in said and "; at least half of train/cat\n" in said
+
+
+@pytest.mark.parametrize("name", ["valid", "val", "Validation"])
+def test_a_validation_set_of_the_users_is_named_each_time(folder, name, capsys):
+    before = load_cifar_4d(folder)
+    assert "not used" not in capsys.readouterr().err
+    picture(folder / name / "cat" / "00.png")
+    for _ in range(2):
+        same(before, load_cifar_4d(folder))
+        said = capsys.readouterr().err
+        assert said == f"{folder / name} is not used: a fifth of train/ validates\n"
 
 
 @pytest.mark.parametrize("one, other", [
@@ -233,7 +257,6 @@ def test_class_names_that_look_alike_are_told_apart(folder, one, other):
     (folder / "train" / "dog").rename(folder / "train" / one)
     (folder / "test" / "dog").rename(folder / "test" / other)
     message = refusal(folder)
-    assert "is in only one of train/ and test/" in message
     assert ascii(one) in message and ascii(other) in message
 
 
@@ -279,14 +302,6 @@ def test_no_memory_is_told_in_one_line(folder, monkeypatch):
             assert "not enough memory" in refusal(folder, synthetic)
 
 
-def test_threads_that_cannot_start_are_no_traceback(folder, monkeypatch):
-    def none_left(*_):
-        raise RuntimeError("can't start new thread")
-
-    monkeypatch.setattr(threading.Thread, "start", none_left)
-    assert "not enough memory" in refusal(folder)
-
-
 # Links
 
 
@@ -313,12 +328,12 @@ def test_a_link_to_a_file_within_the_folder_is_followed_but_folders_cannot_go_in
     assert "circle is a link" in refusal(folder)
 
 
-@pytest.mark.parametrize("name", [CACHE, f".{CACHE}.tmp", LOCK, STAGING])
+@pytest.mark.parametrize("name", [CACHE, f".{CACHE}.tmp", LOCK])
 def test_nothing_is_written_through_a_link_in_the_folder(folder, tmp_path, name):
     victim = tmp_path / "victim"
     victim.write_text("mine")
     (folder / name).symlink_to(victim)
-    assert f"{folder / name} is a link" in refusal(folder)
+    load_cifar_4d(folder)
     assert victim.read_text() == "mine"
 
 
@@ -402,6 +417,31 @@ def test_a_damaged_cache_is_made_anew(folder, capsys):
         assert path.read_bytes() == whole
 
 
+def test_a_cache_that_another_decoder_made_is_made_again(folder, monkeypatch, capsys):
+    """As after an update of store/pictures.py or of Pillow."""
+    load_cifar_4d(folder)
+    command = [sys.executable, "-c", "import sys; sys.path.insert(0, sys.argv[1]); "
+               "from store.cache import DECODER; print(DECODER)"]
+    copy = shutil.copytree(Path(cache.__file__).parent, folder.parent / "copy" / "store")
+    found = []
+    for change in ("", "# another rule"):
+        (copy / "pictures.py").write_text((copy / "pictures.py").read_text() + change)
+        found.append(subprocess.check_output([*command, copy.parent], text=True).strip())
+    assert found[0] == str(cache.DECODER) != found[1] and cache.DECODER[0] == PIL.__version__
+    monkeypatch.setattr(cache, "DECODER", found[1])
+    capsys.readouterr()
+    load_cifar_4d(folder)
+    assert "decoding" in capsys.readouterr().err
+
+
+def test_a_cache_of_40_gb_is_not_read(folder, monkeypatch):
+    first, read = load_cifar_4d(folder), []
+    os.truncate(folder / CACHE, 40 * 2**30)
+    monkeypatch.setattr(cache.json, "loads", read.append)
+    same(first, load_cifar_4d(folder))
+    assert not read and (folder / CACHE).stat().st_size < 2**20
+
+
 def test_a_cache_of_another_user_is_not_believed(folder, official, capsys):
     if os.geteuid():
         pytest.skip("needs root, to give files away")
@@ -428,8 +468,8 @@ def forge(path):
     labels = np.frombuffer(content[:8 * count], np.int64)
     images = np.frombuffer(content[8 * count:], np.uint8)
     source = "official" if (path.parent / BATCHES).exists() else "image folder"
-    arrays = cache.Arrays(images, labels, note["train"], note["classes"], source)
-    note["fingerprint"] = arrays.fingerprint
+    note["fingerprint"] = divide(images.reshape(-1, 3, 32, 32), labels, note["train"],
+                                 note["classes"], source).fingerprint
     path.write_bytes(json.dumps(note).encode() + b"\n" + content)
 
 
@@ -542,7 +582,7 @@ class Bomb:
 
 
 def test_a_pickle_that_is_exchanged_after_its_check_never_runs(official, tmp_path, monkeypatch):
-    def read_then_exchange(path):
+    def read_then_exchange(path, most):
         content = path.read_bytes()
         path.write_bytes(pickle.dumps(Bomb(tmp_path / "ran"), protocol=2))
         return content
@@ -565,18 +605,18 @@ def test_a_pickle_in_the_place_of_a_batch_never_runs(official, tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_an_archive_in_place_is_unpacked(official, tmp_path):
+def test_an_archive_in_place_is_read_where_it_lies(official, tmp_path):
     (tmp_path / "data").mkdir()
-    shutil.copy(official / "cifar-10-python.tar.gz", tmp_path / "data")
+    shutil.copy(official / ARCHIVE, tmp_path / "data")
     same(load_cifar_4d(official), load_cifar_4d(tmp_path / "data"))
-    assert not (tmp_path / "data" / STAGING).exists()
+    assert {path.name for path in (tmp_path / "data").iterdir()} == {ARCHIVE, CACHE}
 
 
 def test_an_archive_with_another_sum_is_refused_and_kept(official, tmp_path):
-    archive = tmp_path / "data" / "cifar-10-python.tar.gz"
+    archive = tmp_path / "data" / ARCHIVE
     archive.parent.mkdir()
     archive.write_bytes(b"mine")
-    assert f"{archive} is not the official archive" in refusal(tmp_path / "data")
+    assert f"{archive} is missing or not the official file" in refusal(tmp_path / "data")
     assert archive.read_bytes() == b"mine" and not (archive.parent / BATCHES).exists()
 
 
@@ -587,40 +627,18 @@ def member(name, **fields):
     return info
 
 
-@pytest.mark.parametrize("extra", [
-    [(member("../evil"), b"x")],
-    [(member(f"{BATCHES}/../../../evil"), b"x")],
-    [(member("door", type=tarfile.SYMTYPE, linkname="../.."), b""), (member("door/evil"), b"x")],
-    [(member("door", type=tarfile.LNKTYPE, linkname="../../secret"), b"")],
-    [(member("pipe", type=tarfile.FIFOTYPE), b"")],
-    [(member(f"{BATCHES}/data_batch_1", type=tarfile.SYMTYPE, linkname="../../../secret"), b"")],
-    [(member(f"{BATCHES}/more"), b"x")],
-])
-def test_of_an_archive_the_files_of_the_data_set_alone_are_written(
-        official, tmp_path, monkeypatch, extra):
+def test_from_an_archive_nothing_is_written(official, tmp_path, monkeypatch):
     data = tmp_path / "a" / "data"
     data.mkdir(parents=True)
-    (tmp_path / "secret").write_text("mine")
-    pack(monkeypatch, data / "cifar-10-python.tar.gz", official / BATCHES, *extra)
-    before = {path for path in tmp_path.rglob("*") if data not in path.parents}
-    assert load_cifar_4d(data).fingerprint == load_cifar_4d(official).fingerprint
-    after = {path for path in tmp_path.rglob("*") if data not in path.parents}
-    assert after - before == {official / CACHE}
-    found = list((data / BATCHES).iterdir())
-    assert {path.name for path in found} == {path.name for path in (official / BATCHES).iterdir()}
-    assert not any(path.is_symlink() for path in found)
-
-
-def test_an_archive_that_ends_early_is_refused(official, tmp_path, monkeypatch):
-    from torchvision.datasets import CIFAR10
-
-    content = (official / CIFAR10.filename).read_bytes()
-    archive = tmp_path / "data" / CIFAR10.filename
-    archive.parent.mkdir()
-    archive.write_bytes(content[:len(content) // 2])
-    monkeypatch.setattr(CIFAR10, "tgz_md5", md5(archive))
-    assert f"{archive} cannot be unpacked" in refusal(archive.parent)
-    assert [path.name for path in archive.parent.iterdir()] == [archive.name]
+    pack(monkeypatch, data / ARCHIVE, official / BATCHES, *[
+        (member("../evil"), b"x"), (member(f"{BATCHES}/../../../evil"), b"x"),
+        (member("door", type=tarfile.SYMTYPE, linkname="../.."), b""), (member("door/evil"), b"x"),
+        (member("door", type=tarfile.LNKTYPE, linkname="../../secret"), b""),
+        (member("pipe", type=tarfile.FIFOTYPE), b""), (member(f"{BATCHES}/more"), b"x")])
+    expected = load_cifar_4d(official).fingerprint
+    before = set(tmp_path.rglob("*"))
+    assert load_cifar_4d(data).fingerprint == expected
+    assert set(tmp_path.rglob("*")) - before == {data / CACHE}
 
 
 def test_real_batches_are_refused_for_their_sums(real_batches, tmp_path):
@@ -707,9 +725,44 @@ def test_nothing_is_downloaded_into_a_folder_that_was_named_by_mistake(server, t
     assert "there is no folder" in refusal(tmp_path / "mistyped")
     images = tmp_path / "images"
     (images / "train" / "cat").mkdir(parents=True)
-    assert "holds neither train/ and test/ nor CIFAR-10" in refusal(images / "train")
+    assert "holds neither train/ and test/ nor CIFAR-10 for Python, but cat; name" in refusal(
+        images / "train")
     assert not requests and not (tmp_path / "mistyped").exists()
     assert not list((images / "train").glob(".*"))
+
+
+@pytest.mark.parametrize("names, words", [
+    (["cifar-100-python/train", "cifar-100-python/meta"], "but CIFAR-100; name"),
+    (["cifar-100-python.tar.gz"], "CIFAR-100"),
+    (["cifar-10-batches-bin/data_batch_1.bin"], "CIFAR-10 in binary form"),
+    (["data_batch_1.bin"], "CIFAR-10 in binary form"),
+    (["cifar-10-binary.tar.gz"], "CIFAR-10 in binary form"),
+    (["cifar-10-batches-mat/data_batch_1.mat"], "CIFAR-10 for MATLAB"),
+    (["cifar-10-matlab.tar.gz"], "CIFAR-10 for MATLAB"),
+    (["plain_text/train-00000-of-00001.parquet", "README.md"], "Hugging Face's parquet files"),
+    (["train.7z", "test.7z", "sampleSubmission.csv"], "as Kaggle packs it"),
+    (["trainLabels.csv"], "as Kaggle packs it"),
+    (["a.zip", "b", "c", "d", "e"], "but a.zip, b, c, d, ...; name a folder with train/<class>/"),
+    (["cifar-10-images.zip"], "cifar-10-images.zip"),
+    (["cifar-10-batches-py.old"], "cifar-10-batches-py.old"),
+    (["data_batch_1"], "{0} has the files of CIFAR-10; put them into {0}/cifar-10-batches-py "),
+    (["x/cifar-10-batches-py/data_batch_1"], "name {0}/x instead"),
+])
+def test_other_data_is_named_and_nothing_downloaded_into_it(server, tmp_path, names, words):
+    requests, place = server("well"), tmp_path / "there"
+    for name in names:
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).write_bytes(b"x")
+    assert words.format(place) in refusal(place)
+    assert not requests and not list(place.glob(".*"))
+
+
+def test_the_folder_of_the_official_files_itself_names_its_parent(server, official, monkeypatch):
+    requests = server("well")
+    assert f"name {official} instead" in refusal(official / BATCHES)
+    monkeypatch.chdir(official / BATCHES)
+    assert f"name {official} instead" in refusal(".")
+    assert not requests
 
 
 def test_the_archive_is_downloaded_once(server, official, tmp_path, capsys):
@@ -722,7 +775,7 @@ def test_the_archive_is_downloaded_once(server, official, tmp_path, capsys):
     assert len(requests) == asked
     assert "downloading" in (shown := capsys.readouterr().err) and "100%" in shown
     assert {p.name for p in (tmp_path / "new" / "data").iterdir()} == {
-        "cifar-10-python.tar.gz", BATCHES, CACHE}
+        ARCHIVE, CACHE}
 
 
 @pytest.mark.parametrize("way, reason", [
@@ -733,7 +786,7 @@ def test_a_failed_download_names_the_ways_out_and_leaves_nothing(
     server(way)
     (tmp_path / "data").mkdir()
     message = refusal(tmp_path / "data")
-    archive = tmp_path / "data" / "cifar-10-python.tar.gz"
+    archive = tmp_path / "data" / ARCHIVE
     for words in (reason, str(archive), "--data_dir", "--synthetic"):
         assert words in message
     assert list((tmp_path / "data").iterdir()) == []
@@ -743,21 +796,22 @@ def test_a_failed_download_names_the_ways_out_and_leaves_nothing(
 
 def test_what_a_killed_download_left_is_no_hindrance(server, tmp_path):
     server("well")
-    staging = tmp_path / "data" / STAGING
-    staging.mkdir(parents=True)
-    (staging / "cifar-10-python.tar.gz").write_bytes(b"half")
-    (staging / BATCHES).write_bytes(b"in the way")
-    assert load_cifar_4d(tmp_path / "data").source == "official"
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / PART).write_bytes(b"half")
+    assert load_cifar_4d(data).source == "official"
+    assert {path.name for path in data.iterdir()} == {ARCHIVE, CACHE}
 
 
-def test_a_download_is_not_written_through_a_link(server, tmp_path):
+def test_a_download_is_not_written_through_a_link_and_deletes_nothing(server, tmp_path):
     server("well")
-    staging = tmp_path / "data" / STAGING
-    staging.mkdir(parents=True)
-    (tmp_path / "victim").write_text("mine")
-    (staging / "cifar-10-python.tar.gz").symlink_to(tmp_path / "victim")
+    mine = tmp_path / "data" / ".download" / "mine.txt"
+    mine.parent.mkdir(parents=True)
+    for path in (mine, tmp_path / "victim"):
+        path.write_text("mine")
+    (tmp_path / "data" / PART).symlink_to(tmp_path / "victim")
     assert load_cifar_4d(tmp_path / "data").source == "official"
-    assert (tmp_path / "victim").read_text() == "mine"
+    assert mine.read_text() == (tmp_path / "victim").read_text() == "mine"
 
 
 # The generated set

@@ -144,3 +144,14 @@ def test_no_memory_is_no_verdict_on_a_picture(tmp_path, monkeypatch):
     (tmp_path / "a.png").write_bytes(KINDS["8 bits"][0])
     with pytest.raises(MemoryError):
         read_picture(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("version, right", [("9.5.0", False), ("10.0.1", False), ("10.1.0", True)])
+def test_an_old_pillow_is_named_instead_of_the_picture(version, right, tmp_path, monkeypatch):
+    monkeypatch.setattr(pictures.PIL, "__version__", version)
+    (tmp_path / "a.png").write_bytes(KINDS["8 bits"][0])
+    if right:
+        read_picture(tmp_path / "a.png")
+    else:
+        with pytest.raises(UserError, match=f"^Pillow {version} is too old.*10.1 or newer"):
+            read_picture(tmp_path / "a.png")
