@@ -379,6 +379,14 @@ def test_far_from_zero_as_accurate_as_pytorch(kinds, factor, norm):
     torch.testing.assert_close(ours.running_var, torch.ones(3), rtol=0.1, atol=0)
 
 
+def test_a_large_mean_is_carried_as_two_numbers():
+    """One float32 rounds a mean of 100 000 by 0.004, and the normalized values with it."""
+    ours, exact = pair(nn.BatchNorm2d, 4, kinds=BY_HAND)
+    x = normal((32, 4, 12, 12)) + 1e5
+    found, truth = step(ours, x), step(exact.double(), x.double())
+    assert_same(found, {name: value.to(found[name].dtype) for name, value in truth.items()}, rtol=1e-3, atol=5e-4)
+
+
 @pytest.mark.parametrize("affine", [True, False])
 def test_normalize_is_its_definition(affine):
     x = normal((5, 3, 4, 2), dtype=torch.float64).requires_grad_()

@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fast import linear
+from fast.choice import PRODUCT
 from mlp.model import product
 
 pytestmark = pytest.mark.skipif(not linear.ONEDNN, reason="this PyTorch lacks oneDNN's operator")
@@ -31,8 +32,9 @@ class Product(nn.Module):
 
 
 def pair(*sizes: int, **options) -> list[Product]:
-    """The product as the MLP takes it, and as PyTorch does."""
-    return [Product(way, randomized(nn.Linear(*sizes, **options))) for way in (product, product.__wrapped__)]
+    """The product as oneDNN takes it, and as PyTorch does."""
+    ways = PRODUCT[0].function, product.__wrapped__
+    return [Product(way, randomized(nn.Linear(*sizes, **options))) for way in ways]
 
 
 def operators_of(work) -> Counter:
@@ -136,7 +138,7 @@ def test_the_tracer_sees_a_linear_layer():
 @pytest.mark.parametrize("layer", [0, 1])
 def test_onednn_computes_what_is_needed_forward_and_backward(layer, off, monkeypatch):
     monkeypatch.setattr(linear, "FASTER", "processor" not in off)
-    ours, _ = pair(7, 4)
+    ours = Product(product, nn.Linear(7, 4))
     x = normal((5, 7)).requires_grad_(layer > 0)  # the first layer of a network needs no gradient of its input
     with torch.backends.mkldnn.flags(enabled="onednn" not in off):
         ours(x)  # at first use it is compared

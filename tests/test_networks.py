@@ -4,7 +4,6 @@ import ast
 import copy
 import re
 from pathlib import Path
-from unittest import mock
 
 import pytest
 import torch
@@ -33,7 +32,7 @@ from cnn.model import CNN
 from fast import blocks
 from fast.agreement import choose
 from fast.blocks import NormReluPool
-from fast.choice import CNN_BLOCK, cnn_variant, early_variant, pool_early
+from fast.choice import CNN_BLOCK, HIDDEN, cnn_variant, early_variant, pool_early
 from fast.normalize import Normalize
 from layers import (
     BatchNorm,
@@ -499,6 +498,21 @@ def test_which_function_computes_a_block():
     assert chosen(x, GaussianDropout(0.5)) is None
 
 
+@pytest.mark.parametrize("dropout", [nn.Identity(), Dropout(0.4)])
+def test_the_mlps_block_is_its_definition(dropout):
+    class Hidden(Block):
+        def forward(self, x):
+            return self.way(x, self.norm, self.dropout)
+
+    x, found = normal((9, 6), dtype=torch.float64), []
+    for way in (HIDDEN[1].function, mlp.block.__wrapped__):
+        block = Hidden(way, nn.Identity(), randomized(BatchNorm1d(6, dtype=torch.float64)), dropout.train())
+        found.append(step(block, x) | {"the next random number": torch.rand(1)})
+    assert_same(*found)
+    assert choose(HIDDEN, mlp.block.__wrapped__, x, block.norm, dropout) is HIDDEN[1].function
+    assert choose(HIDDEN, mlp.block.__wrapped__, x, block.norm.eval(), dropout) is None
+
+
 # Layers that somebody touched
 
 
@@ -600,15 +614,21 @@ class Called(CNN):
         return DEFINITION(x, conv, norm, self.dropout)
 
 
+class Fused(CNN):
+    """CNN, whose blocks are always computed by fast/blocks.py, in several slices."""
+
+    def block(self, x, conv, norm):
+        return fused(x, conv, norm, self.dropout, slice_values=1 << 18)
+
+
 @pytest.mark.parametrize("kind", ["1d", "2d"])
 def test_a_block_drops_what_its_modules_drop(kind):
     """Slice by slice, from the same random numbers, of which the same are left."""
     found = []
-    for network in (CNN, Called):
+    for network in (Fused, Called):
         torch.manual_seed(0)
         net = network(0.3, dropout_type=kind).to(memory_format=CHANNELS_LAST)
-        with mock.patch.object(blocks.block, "__defaults__", (1 << 18,)):
-            found.append((net(batch(CNN, 9)[0]), torch.rand(1)))
+        found.append((net(batch(CNN, 9)[0]), torch.rand(1)))
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
 
 
@@ -616,7 +636,7 @@ def test_a_block_drops_what_its_modules_drop(kind):
 def test_a_network_trained_by_the_block_stays_the_one_trained_by_its_definition(kind):
     """But for the bias of a convolution, whose gradient is 0 there, and rounding noise here."""
     torch.manual_seed(0)
-    one = CNN(0.2, dropout_type=kind).double().to(memory_format=CHANNELS_LAST)
+    one = Fused(0.2, dropout_type=kind).double().to(memory_format=CHANNELS_LAST)
     other = Called(0.2, dropout_type=kind).double().to(memory_format=CHANNELS_LAST)
     other.load_state_dict(one.state_dict())
     x, labels = batch(CNN, 8, dtype=torch.float64)
@@ -662,6 +682,19 @@ def test_tensors_without_values(training):
             assert step(network().train(training), batch(network, 4)[0])["y"].shape == (4, 10)
 
 
+def test_tensors_that_watch_what_is_done_to_them():
+    class Watching(torch.Tensor):
+        @classmethod
+        def __torch_function__(cls, function, types, args=(), kwargs=None):
+            seen.append(function)
+            return super().__torch_function__(function, types, args, kwargs)
+
+    seen = []
+    for network in NETWORKS:
+        assert type(network()(batch(network, 4)[0].as_subclass(Watching))) is Watching
+    assert seen.count(F.relu) == 3
+
+
 # What the fused block must not lose
 
 
@@ -688,7 +721,8 @@ def test_the_fused_block_drops_at_the_rate_of_its_dropout(kind):
 
 @pytest.mark.parametrize("kind", [Dropout2d, Dropout])
 def test_dropout_while_the_statistics_stand_still(kind):
-    ways = [block_of(way, dropout=kind(0.5)) for way in (DEFINITION, cnn.block, pool_early)]
+    ways = [block_of(way, dropout=kind(0.5))
+            for way in (DEFINITION, pool_early, fused if kind is Dropout2d else cnn.block)]
     for block in ways:
         block.norm.eval()
     expected, *others = (step(block, images_of(6, 3, 7, 7)) for block in ways)
