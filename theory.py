@@ -27,9 +27,9 @@ if __name__ == "__main__":
 
 from pathlib import Path
 
-from lab.options import Parser, setting
+from lab.options import Parser, number
 from store.files import ROOT, UserError
-from store.settings import NETWORKS
+from store.settings import NETWORKS, SETTINGS
 
 TOPICS = ("bagging", "statistics", "shifts", "confusion", "filters", "rates")
 
@@ -48,7 +48,8 @@ def main() -> int:
                         help="they learned from the generated set")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto",
                         help="auto (default) takes a GPU if there is one")
-    parser.add_argument("--num_epochs", type=setting("num_epochs"), default=5, metavar="N",
+    parser.add_argument("--num_epochs", type=number(*SETTINGS["num_epochs"].limit[:3]),
+                        default=5, metavar="N",
                         help="of `rates`, default 5")
     options = parser.parse_args()
     if unknown := [topic for topic in options.topics if topic not in TOPICS]:

@@ -14,7 +14,7 @@ import torch
 from fast.gpu.graph import wants_graph
 from lab.active_run import ActiveRun, in_words, train
 from lab.progress import Pace, print_results
-from lab.terminal import gently
+from lab.terminal import graceful_interrupt
 from lab.tracking import chosen_tools
 from load_data import Data
 from store.files import UserError, one_line
@@ -27,7 +27,7 @@ SIDE_BY_SIDE = 8  # small MLPs at once: enough to gain from it, few enough for s
 Load = Callable[[Path, bool], Data]
 
 
-@gently()
+@graceful_interrupt()
 def run_experiment(options, build: Build, load: Load) -> int:
     """Do what the command line says; returns the exit code."""
     try:

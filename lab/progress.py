@@ -1,17 +1,20 @@
 """What a run shows while it trains, and the table at the end."""
 
+import os
 import sys
 import time
 
 from tqdm import tqdm
 
-from lab.table import columns, fitting, print_table, short
+from lab.table import columns, fitting, plural, print_table, short
 from store.run import RunFolder, duration
 from store.settings import Settings
 
 BAR = "{desc} |{bar}| {n:.1f}/{total} [{elapsed}<{remaining}{postfix}]"
 ROOM = 32  # columns of the bar and of the numbers beside it
 LEAST = len("acc 0.000")  # that follows them
+DIGITS = {"epochs": 0, "best epoch": 0, "val loss": 4, "val acc": 4, "test loss": 4, "test acc": 4,
+          "seconds": 1}
 
 
 class Pace:
@@ -34,51 +37,46 @@ class Progress:
 
     def __init__(self, settings: Settings, place: str = "", pace: Pace | None = None):
         self.title = f"{place}{settings.network} {settings.name}"
-        self.num_epochs = settings.num_epochs
-        self.pace = pace
-        self.bar = None
-        if sys.stderr.isatty() and sys.stdout.isatty():
-            self.bar = tqdm(total=settings.num_epochs, bar_format=BAR, dynamic_ncols=True,
-                            desc=short(self.title, columns(sys.stderr) - ROOM - LEAST))
+        self.num_epochs, self.pace = settings.num_epochs, pace
+        terminal = sys.stderr.isatty() and sys.stdout.isatty()
+        self.bar = tqdm(total=settings.num_epochs, bar_format=BAR, dynamic_ncols=True,
+                        desc=short(self.title, columns(sys.stderr) - ROOM - LEAST),
+                        disable=not terminal or "TQDM_DISABLE" in os.environ)
 
     def begin(self, epoch: int) -> None:
         """The run goes on after so many epochs."""
-        if self.bar is not None:
-            self.bar.initial = self.bar.n = self.bar.last_print_n = epoch
+        self.bar.initial = self.bar.n = self.bar.last_print_n = epoch
 
     def step(self, share: float) -> None:
         """One step is done: this share of an epoch."""
-        if self.bar is not None:
-            self.bar.update(min(share, self.bar.total - self.bar.n))  # shares are rounded
+        self.bar.update(min(share, self.num_epochs - self.bar.n))  # shares are rounded
 
     def level(self, epoch: int) -> None:
         """Free the bar of the rounding of its shares."""
-        if self.bar is not None:
-            self.bar.n = epoch
+        self.bar.n = epoch
 
     def epoch(self, row: dict) -> None:
         left = f", {self.pace.left()}" if self.pace else ""
-        if self.bar is not None:
-            room = columns(sys.stderr) - ROOM
-            self.bar.set_description_str(short(self.title, room - LEAST), refresh=False)
-            loss, accuracy = f"val loss {row['val_loss']:.3f} acc ", f"{row['val_acc']:.3f}"
-            self.bar.set_postfix_str(fitting(
-                [f"{loss}{accuracy}, {row['seconds']:.1f} s/epoch{left}", f"{loss}{accuracy}{left}",
-                 f"val acc {accuracy}{left}", f"acc {accuracy}"], room - len(self.bar.desc)))
-        else:
-            self.say(f"epoch {row['epoch']}/{self.num_epochs}  "
-                     f"train {row['train_loss']:.4f} {row['train_acc']:.4f}  "
-                     f"val {row['val_loss']:.4f} {row['val_acc']:.4f}  "
-                     f"test {row['test_loss']:.4f} {row['test_acc']:.4f}  {row['seconds']:.1f} s"
-                     f"{left}{' left' * bool(left)}")
+        if self.bar.disable:
+            splits = (f"{split} {row[f'{split}_loss']:.4f} {row[f'{split}_acc']:.4f}"
+                      for split in ("train", "val", "test"))
+            self.say("  ".join([f"epoch {row['epoch']}/{self.num_epochs}", *splits,
+                                f"{row['seconds']:.1f} s{left and f'{left} left'}"]))
+            return
+        room = columns(sys.stderr) - ROOM
+        title = short(self.title, room - LEAST)
+        loss, accuracy = f"val loss {row['val_loss']:.3f}", f"acc {row['val_acc']:.3f}"
+        self.bar.set_description_str(title, refresh=False)
+        self.bar.set_postfix_str(fitting(
+            [f"{loss} {accuracy}, {row['seconds']:.1f} s/epoch{left}", f"{loss} {accuracy}{left}",
+             f"val {accuracy}{left}", accuracy], room - len(title)))
 
     def say(self, text: str) -> None:
         tqdm.write(f"{self.title}  {text}", file=sys.stdout)
         sys.stdout.flush()
 
     def close(self) -> None:
-        if self.bar is not None:
-            self.bar.close()
+        self.bar.close()
 
 
 def print_results(folders: dict[Settings, RunFolder]) -> int:
@@ -94,17 +92,18 @@ def print_results(folders: dict[Settings, RunFolder]) -> int:
             rows.append((folder.name, [], f"failed: {failure.get('reason')}"))
         elif result:
             longer = result["epochs"] > settings.num_epochs
-            more = f"finished with {result['epochs']} epochs" * longer
-            rows.append((folder.name, [
-                str(result["epochs"]), str(result["best_epoch"]),
-                *(f"{result[key]:.4f}" for key in ("val_loss", "val_acc", "test_loss", "test_acc")),
-                f"{result['seconds']:.1f}"], more))
+            note = f"finished with {plural(result['epochs'], 'epoch')}" if longer else ""
+            rows.append((folder.name, as_cells(result), note))
     print()
     if rows:
-        print_table(["run", "epochs", "best epoch", "val loss", "val acc", "test loss", "test acc",
-                     "seconds"], rows,
+        print_table(["run", *DIGITS], rows,
                     drop=["seconds", "test loss", "val loss", "epochs", "best epoch"])
     if failed:
-        print(f"{failed} of {len(folders)} run{'s' * (len(folders) > 1)} failed; "
+        print(f"{failed} of {plural(len(folders), 'run')} failed; "
               "the same command with --retry trains them again")
     return failed
+
+
+def as_cells(result: dict) -> list[str]:
+    """The columns DIGITS of a run's result."""
+    return [f"{result[title.replace(' ', '_')]:.{digits}f}" for title, digits in DIGITS.items()]

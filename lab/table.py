@@ -1,4 +1,4 @@
-"""Text as wide as the terminal has room for; where it goes elsewhere, all of it."""
+"""Text cut to the width of the terminal; all of it where there is none."""
 
 import os
 import sys
@@ -10,7 +10,7 @@ DEFAULTS = ("_seed0", "_2d", "_False_False")  # of a run's name, which --evaluat
 
 
 def columns(stream=None) -> int:
-    """Those of the terminal; very many if there is none."""
+    """Of the terminal; very many if there is none."""
     try:
         return os.get_terminal_size((stream or sys.stdout).fileno()).columns or 10 ** 6
     except (OSError, ValueError, AttributeError):
@@ -18,7 +18,7 @@ def columns(stream=None) -> int:
 
 
 def short(name: str, room: int = 10 ** 6) -> str:
-    """A run's name without its defaults, and without its middle where that is still too long."""
+    """A run's name without its defaults, then without its middle, to fit the room."""
     for part in DEFAULTS:
         name = name.replace(part, "")
     half = max(2, room // 2 - 1)
@@ -26,8 +26,12 @@ def short(name: str, room: int = 10 ** 6) -> str:
 
 
 def fitting(texts: Sequence[str], room: int) -> str:
-    """The first of the texts, longest first, for which there is room; else none."""
+    """The first text that fits, if any."""
     return next((text for text in texts if len(text) <= room), "")
+
+
+def plural(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def print_table(titles: Sequence[str], rows: Iterable[tuple[str, Sequence[str], str]],
@@ -37,7 +41,7 @@ def print_table(titles: Sequence[str], rows: Iterable[tuple[str, Sequence[str], 
     If there is no room, names get short, then the columns in `drop` go in their order.
     """
     rows = [(one_line(name), cells, one_line(note)) for name, cells, note in rows]
-    widths = {title: max(len(title), *(len(cells[i]) for _, cells, _ in rows if cells), 0)
+    widths = {title: max([len(title), *(len(cells[i]) for _, cells, _ in rows if cells)])
               for i, title in enumerate(titles[1:])}
     shown, total = list(widths), columns()
 
@@ -45,14 +49,13 @@ def print_table(titles: Sequence[str], rows: Iterable[tuple[str, Sequence[str], 
         return total - 1 - sum(widths[title] + 2 for title in shown)
 
     if max(len(name) for name, _, _ in rows) > room():
-        rows = [(short(name), cells, note) for name, cells, note in rows]
-        longest = max(len(name) for name, _, _ in rows)
+        longest = max(len(short(name)) for name, _, _ in rows)
         for title in drop:
             if longest > room():
                 shown.remove(title)
         rows = [(short(name, room()), cells, note) for name, cells, note in rows]
-    wide = max(len(titles[0]), *(len(name) for name, _, _ in rows))
+    width = max(map(len, [titles[0], *(name for name, _, _ in rows)]))
     for name, cells, note in [(titles[0], titles[1:], ""), *rows]:
         parts = [f"{cell:>{widths[title]}}" for title, cell in zip(titles[1:], cells, strict=False)
                  if title in shown]
-        print("  ".join([f"{name:{wide}}", *parts, note]).rstrip())
+        print("  ".join([f"{name:{width}}", *parts, note]).rstrip())

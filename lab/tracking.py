@@ -4,10 +4,12 @@
     python tracking.py runs --tensorboard --wandb    # every run below runs/, afterwards
 
 Both get curves, settings as hyper-parameters, and the metrics at the best epoch, for the HPARAMS
-view's table and parallel coordinates. A run that goes on is written again from metrics.csv, so no
-epoch stands there twice. Files land in the run's folder: events.out.tfevents.* and wandb/. Without
-an API key Weights & Biases works offline, for `wandb sync` later. WANDB_MODE overrides that, and
-WANDB_PROJECT names the project.
+view's table and parallel coordinates. A resumed run is written again from metrics.csv, so no epoch
+appears twice. Files land in the run's folder: events.out.tfevents.* and wandb/.
+
+Without an API key Weights & Biases works offline, for `wandb sync` later. WANDB_MODE overrides
+that, and WANDB_PROJECT names the project. Offline it keeps the last 15 s or 32 KiB in memory: the
+log of a killed run may be empty. Resume the run, or call this command, and it has every epoch.
 """
 
 import contextlib
@@ -21,7 +23,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from concurrent.futures import Future
+from functools import partialmethod
 from pathlib import Path
 
 from lab.options import Parser
@@ -91,7 +93,7 @@ def end_of_a_failure():
 
 
 class WeightsAndBiases:
-    """A W&B run whose identity stays in the folder: a run that goes on is the same run there."""
+    """A W&B run whose id stays in the folder: a resumed run is the same run there."""
 
     package = "wandb"
 
@@ -108,11 +110,11 @@ class WeightsAndBiases:
             shutil.rmtree(old)
         os.environ.setdefault("WANDB_PROJECT", PROJECT)
         options = {"name": folder.name, "group": config["network"], "dir": folder,
-                   "id": identity(folder / "wandb" / "id"), "resume": "allow",
+                   "id": run_id(folder / "wandb" / "id"), "resume": "allow",
                    "config": {key: config.get(key) for key in SETTINGS}}
         try:
             patience = wandb.Settings(init_timeout=PATIENCE)
-            self.run = wandb.init(mode=mode(), settings=patience, **options)
+            self.run = wandb.init(mode=wandb_mode(), settings=patience, **options)
         except wandb.errors.CommError as error:
             print(one_line(f"Weights & Biases cannot be reached, so it goes on offline ({error})"),
                   file=sys.stderr)
@@ -134,7 +136,7 @@ class WeightsAndBiases:
         self.run.finish(exit_code=int(failed))
 
 
-def mode() -> str:
+def wandb_mode() -> str:
     """Offline where there is no API key: W&B would ask for one and wait."""
     if given := os.environ.get("WANDB_MODE"):
         if given not in WANDB_MODES:
@@ -147,8 +149,8 @@ def mode() -> str:
     return "online" if known else "offline"
 
 
-def identity(path: Path) -> str:
-    """The run's name at Weights & Biases, which stays in `path`."""
+def run_id(path: Path) -> str:
+    """The run's id at Weights & Biases, kept in `path`."""
     with contextlib.suppress(OSError, ValueError):
         name = read_file(path, 64).decode()
         if re.fullmatch(r"\w+", name) and not path.is_symlink():
@@ -170,7 +172,7 @@ def chosen_tools(options) -> list[type]:
             raise UserError(f"argument --{tool.package}: {tool.package} is not installed; "
                             f"pip install {tool.package}, or pip install -r requirements-extra.txt")
     if WeightsAndBiases in tools:
-        mode()
+        wandb_mode()
     return tools
 
 
@@ -178,55 +180,37 @@ class Tracking:
     """Tells the tools of one run. One that fails, exits or hangs is named and left behind."""
 
     def __init__(self, tools: list[type], folder: Path, config: dict, rows: list[dict]):
-        self.tools: list = []
-        self.name = folder.name
-        for tool in tools:
-            with self._or_leave(tool):
-                self.tools.append(within_limit(tool, folder, config, rows))
+        self.name, self.tools = folder.name, [tool.__new__(tool) for tool in tools]
+        self.tell("__init__", folder, config, rows)
 
-    def epoch(self, row: dict) -> None:
-        self._tell("epoch", row)
-
-    def finish(self, result: dict) -> None:
-        self._tell("finish", result)
-
-    def close(self, failed: bool) -> None:
-        self._tell("close", failed)
-
-    def _tell(self, what: str, *values) -> None:
+    def tell(self, event: str, *values) -> None:
         for tool in list(self.tools):
-            with self._or_leave(tool):
-                within_limit(getattr(tool, what), *values)
+            errors: list = []
+            # a thread, and one that cannot keep the process: a tool may never answer
+            thread = threading.Thread(target=attempt, daemon=True,
+                                      args=(getattr(tool, event), values, errors))
+            thread.start()
+            thread.join(LONGEST_CALL)
+            if thread.is_alive():
+                errors.append(f"TimeoutError: no answer within {LONGEST_CALL:g} seconds")
+            if errors:
+                self.tools.remove(tool)
+                print(one_line(f"{self.name}: no more for {tool.package} ({errors[0]})"),
+                      file=sys.stderr)
 
-    @contextlib.contextmanager
-    def _or_leave(self, tool):
-        try:
-            yield
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:  # another program's, sys.exit too: it must not end a run
-            self.tools = [other for other in self.tools if other is not tool]
-            known = isinstance(error, UserError)
-            reason = str(error) if known else f"{type(error).__name__}: {error}"
-            print(one_line(f"{self.name}: no more for {tool.package} ({reason})"), file=sys.stderr)
+    epoch = partialmethod(tell, "epoch")
+    finish = partialmethod(tell, "finish")
+    close = partialmethod(tell, "close")
 
 
-def within_limit(work: Callable, *arguments):
-    """What `work` returns or raises, or TimeoutError: then it is left to a thread of its own."""
-    outcome: Future = Future()
-
-    def call() -> None:
-        try:
-            outcome.set_result(work(*arguments))
-        except BaseException as error:
-            outcome.set_exception(error)
-
-    thread = threading.Thread(target=call, daemon=True)  # so that it cannot keep the process
-    thread.start()
-    thread.join(LONGEST_CALL)
-    if not outcome.done():
-        raise TimeoutError(f"no answer within {LONGEST_CALL:g} seconds")
-    return outcome.result()
+def attempt(work: Callable, values: tuple, errors: list) -> None:
+    """Note what went wrong, in words: a tool that calls sys.exit must not end a run either."""
+    try:
+        work(*values)
+    except UserError as error:
+        errors.append(str(error))
+    except BaseException as error:
+        errors.append(f"{type(error).__name__}: {error}")
 
 
 def export(folder: RunFolder, tools: list[type]) -> bool:
@@ -238,7 +222,7 @@ def export(folder: RunFolder, tools: list[type]) -> bool:
         tracking = Tracking(tools, folder.folder, run.config, run.rows)
         if run.result:
             tracking.finish(run.result)
-        tracking.close(failed=not run.result and run.failure is not None)
+        tracking.close(not run.result and run.failure is not None)
         return len(tracking.tools) == len(tools)
 
 

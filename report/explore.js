@@ -1,25 +1,19 @@
-// What the page of `plot.py --explore` does: from all runs to those that the reader has chosen,
-// and from these to curves, parallel coordinates, a table and a comparison, drawn by plotly.js.
+// The page of `plot.py --explore`: from all runs to those that the reader has chosen, and from
+// these to curves, parallel coordinates, a table and a comparison, drawn by plotly.js.
 "use strict";
-const { runs, settings, defaults, results, grids, hues, dashes } =
-  JSON.parse(at("data").textContent);
+const { runs, settings, usual, results, grids } = JSON.parse(at("data").textContent);
 const COLOURED = 10;  // curves
 const ROWS = 100;  // of the table, until the reader asks for all: a browser lays them out slowly
-const HUES = [...hues.map(([, hue]) => hue),  // and those of learning rates without a figure
-  "#c98a00", "#009e73", "#aa4499", "#888888", "#a0522d", "#e07ba8", "#8a8a00", "#5a5ad0"];
 const CIVIDIS = ["#00224e", "#434e6c", "#7d7c78", "#bcae6c", "#fee838"];
 const SYMBOLS = { "": "", circle: "●", square: "■", "triangle-up": "▲", diamond: "◆",
                   "triangle-down": "▼", star: "★", "triangle-right": "▶", hexagon: "⬢" };
-const AT_BEST = "at the best validation accuracy";
-const MEANING = {
-  val_acc: "validation accuracy, best epoch", val_loss: "validation loss, lowest",
-  test_acc: `test accuracy ${AT_BEST}`, test_loss: `test loss ${AT_BEST}`,
-  train_acc: `training accuracy ${AT_BEST}`, train_loss: `training loss ${AT_BEST}`,
-  epochs: "epochs trained", best_epoch: "epoch of the best validation accuracy",
-  seconds: "seconds of training" };
-const SHORT = { learning_rate: "lr", batch_size: "batch", drop_rate: "drop",
-                hidden_size: "hidden", dropout_type: "dropout", network: "", data: "",
-                precision: "", schedule: "" };
+const MEANING = { epochs: "epochs trained", seconds: "seconds of training",
+                  best_epoch: "epoch of the best validation accuracy" };
+for (const key of results)
+  MEANING[key] = words(key) + ({ val_acc: ", best epoch", val_loss: ", lowest" }[key]
+    ?? " at the best validation accuracy");
+const SHORT = { learning_rate: "lr", batch_size: "batch", drop_rate: "drop", network: "", data: "",
+                hidden_size: "hidden", dropout_type: "dropout", precision: "", schedule: "" };
 
 // The reader's choice. All that the page shows follows from it.
 const choice = { filters: {}, brushes: {}, single: false, measure: "val_acc", sort: "val_acc",
@@ -34,6 +28,11 @@ function choose(changes) {
 
 function at(id) { return document.getElementById(id); }
 
+function words(key) {
+  return key.replaceAll("_", " ").replace(/\bval\b/, "validation")
+    .replace(/\btrain\b/, "training").replace(/\bacc\b/, "accuracy");
+}
+
 function element(tag, properties = {}, ...children) {
   const made = Object.assign(document.createElement(tag), properties);
   made.append(...children);
@@ -42,19 +41,16 @@ function element(tag, properties = {}, ...children) {
 
 const unique = values => [...new Set(values)];
 const show = value => value === true ? "yes" : value === false ? "no" : String(value ?? "–");
-const words = key => key.replaceAll("_", " ").replace(/\bval\b/, "validation")
-  .replace(/\btrain\b/, "training").replace(/\bacc\b/, "accuracy");
 const markup = text => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;");  // for plotly
 const css = name => getComputedStyle(document.documentElement).getPropertyValue(name);
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const isLoss = key => key.endsWith("loss");
 const compare = (a, b) => typeof a === "number" && typeof b === "number" ? a - b
   : show(a).localeCompare(show(b), "en", { numeric: true });
-
-function valuesOf(list, key) {
-  return unique(list.map(run => run[key])).filter(value => value !== null).sort(compare);
-}
+const valuesOf = (list, key) =>
+  unique(list.map(run => run[key])).filter(value => value !== null).sort(compare);
 const varying = settings.filter(key => valuesOf(runs, key).length > 1);
+const parted = (list, test) => [list.filter(test), list.filter(item => !test(item))];
 
 function statistics(values) {
   const numbers = values.filter(value => typeof value === "number"), n = numbers.length;
@@ -76,7 +72,7 @@ function number(key, { n, mean, sd }) {
 
 // The usual goes without saying.
 const describe = (group, keys) => keys.map(key => [key, group.runs[0][key]])
-  .filter(([key, value]) => value !== null && value !== defaults[key])
+  .filter(([key, value]) => value !== null && value !== usual[key])
   .map(([key, value]) => value === true ? words(key)
     : `${SHORT[key] ?? words(key)} ${show(value)}`.trim()).join(", ");
 const shownKeys = () => varying.filter(
@@ -88,9 +84,15 @@ const label = group => describe(group, shownKeys()) || group.runs[0].name;
 const passes = (run, except) => Object.entries(choice.filters).every(
   ([key, wanted]) => key === except || !wanted.size || wanted.has(show(run[key])));
 
-const grouped = list => [...Map.groupBy(
-  list, run => choice.single ? `${run.group}/${run.name}` : run.group)].map(
-  ([key, runs]) => ({ key, runs }));
+function grouped(list) {  // browsers of 2023 have no Map.groupBy
+  const groups = new Map();
+  for (const run of list) {
+    const key = choice.single ? `${run.group}/${run.name}` : run.group;
+    if (!groups.has(key)) groups.set(key, { key, runs: [] });
+    groups.get(key).runs.push(run);
+  }
+  return [...groups.values()];
+}
 
 function sorted(groups) {
   const { sort, descending } = choice;
@@ -121,25 +123,21 @@ function drawFilters() {
 
 // Plots
 
-const OPTIONS = { responsive: true, displaylogo: false, modeBarButtons: [["toImage"]] };
-
-function layout(more) {
+function plot(id, traces, { xaxis, yaxis, ...more }) {
   const axis = { gridcolor: css("--line"), linecolor: css("--line"), zeroline: false };
-  return { paper_bgcolor: "transparent", plot_bgcolor: "transparent", hovermode: "closest",
-           font: { color: css("--ink"), size: 12 }, margin: { l: 60, r: 20, t: 34, b: 46 },
-           modebar: { bgcolor: "transparent", color: css("--soft") }, ...more,
-           xaxis: { ...axis, ...more.xaxis }, yaxis: { ...axis, ...more.yaxis } };
+  Plotly.react(id, traces, {
+    paper_bgcolor: "transparent", plot_bgcolor: "transparent", hovermode: "closest",
+    font: { color: css("--ink"), size: 12 }, margin: { l: 60, r: 20, t: 34, b: 46 },
+    modebar: { bgcolor: "transparent", color: css("--soft") },
+    xaxis: { ...axis, ...xaxis }, yaxis: { ...axis, ...yaxis }, ...more },
+  { responsive: true, displaylogo: false, modeBarButtons: [["toImage"]] });
 }
 
 // Colour is the learning rate and dash the drop rate, as in the report's figures; symbols tell
 // apart those that share both. All runs take part, so that filters change none of it.
 function stylesOf(groups) {
-  const rates = unique([...hues.map(([rate]) => rate),
-                        ...runs.map(run => run.learning_rate).sort(compare)]);
   const alike = {}, symbols = Object.keys(SYMBOLS);
-  return new Map(groups.map(({ key, runs: [{ learning_rate, drop_rate }] }) => {
-    const color = HUES[rates.indexOf(learning_rate) % HUES.length];
-    const dash = (new Map(dashes).get(drop_rate) ?? [2, 2]).map(x => `${2 * x}px`).join();
+  return new Map(groups.map(({ key, runs: [{ color, dash }] }) => {
     const rank = (alike[color + dash] ??= []).push(key) - 1;
     return [key, { color, dash: dash || "solid", symbol: symbols[rank % symbols.length] }];
   }));
@@ -153,11 +151,10 @@ function points(group) {
 
 function lineAndBand(group, { color, dash, symbol }, name) {
   const line = points(group).filter(point => point.n), band = line.filter(point => point.n > 1);
-  const common = { name: markup(name), legendgroup: group.key };
+  const common = { name: markup(name), legendgroup: group.key }, back = [...band].reverse();
   return [
-    { ...common, x: [...band, ...band.toReversed()].map(point => point.epoch),
-      y: [...band.map(point => point.mean + point.sd),
-          ...band.toReversed().map(point => point.mean - point.sd)],
+    { ...common, x: [...band, ...back].map(point => point.epoch),
+      y: [...band.map(point => point.mean + point.sd), ...back.map(point => point.mean - point.sd)],
       mode: "none", fill: "toself", fillcolor: color, opacity: .18,
       hoverinfo: "skip", showlegend: false },
     { ...common, x: line.map(point => point.epoch), y: line.map(point => point.mean),
@@ -171,8 +168,8 @@ function lineAndBand(group, { color, dash, symbol }, name) {
 function drawCurves(shown, best, styles) {
   const rest = shown.filter(group => !best.includes(group));
   const longest = most(best.flatMap(group => group.runs));
-  const [differing, common] = [true, false].map(differs => shownKeys().filter(
-    key => differs === (unique(best.map(group => group.runs[0][key])).length > 1)));
+  const [differing, common] = parted(
+    shownKeys(), key => unique(best.map(group => group.runs[0][key])).length > 1);
   const coloured = best.flatMap(group => lineAndBand(
     group, styles.get(group.key), describe(group, differing) || label(group)));
   const others = rest.flatMap(group => [...points(group), { epoch: null, mean: null }]);
@@ -181,13 +178,13 @@ function drawCurves(shown, best, styles) {
                   hoverinfo: "skip", showlegend: false };
   const heights = coloured.flatMap(trace => trace.y), low = Math.min(...heights);
   const high = Math.max(...heights), pad = (high - low) * .06 || .01;
-  const legend = at("curves").clientWidth < 850
-    ? { orientation: "h", y: -.22, yanchor: "top" } : { tracegroupgap: 3 };
-  Plotly.react("curves", [faint, ...coloured], layout({
+  plot("curves", [faint, ...coloured], {
     xaxis: { title: { text: "epoch" }, range: longest > 1 ? [1, longest] : [.5, 1.5],
              ...(longest < 10 && { dtick: 1 }) },
     yaxis: { title: { text: words(choice.measure) },
-             range: heights.length ? [low - pad, high + pad] : [0, 1] }, legend }), OPTIONS);
+             range: heights.length ? [low - pad, high + pad] : [0, 1] },
+    legend: at("curves").clientWidth < 850 ? { orientation: "h", y: 1, yanchor: "bottom" }
+      : { tracegroupgap: 3 } });
   at("curves-note").textContent = !best.length ? "No run with these values." :
     `In colour: the ${shown.length === 1 ? "only row"
       : best.length < Math.min(COLOURED, shown.length) ? "ticked rows"
@@ -199,18 +196,16 @@ function drawCurves(shown, best, styles) {
 
 // A setting's values stand evenly spaced on its axis.
 function axes() {
-  const tests = `test_${choice.measure.split("_")[1]}`;
-  return [...varying.filter(key => key !== "state" && (choice.single || key !== "seed")).map(
-    key => {
-      const levels = unique(runs.map(run => run[key])).sort(compare);
-      const ticks = [...levels.keys()].filter(i => i % Math.ceil(levels.length / 14) === 0);
-      const place = new Map(levels.map((level, i) => [level, i]));
-      return { key, value: group => place.get(group.runs[0][key]), range: [-.2, levels.length - .8],
-               tickvals: ticks, ticktext: ticks.map(i => markup(show(levels[i]))) };
-    }),
-    ...unique([choice.measure, tests]).map(
-      key => ({ key, value: group => result(group, key).mean }))];
+  const keys = varying.filter(key => key !== "state" && (choice.single || key !== "seed"));
+  return [...keys.map(key => {
+    const levels = unique(runs.map(run => run[key])).sort(compare);
+    const ticks = [...levels.keys()].filter(i => i % Math.ceil(levels.length / 14) === 0);
+    return { key, value: group => levels.indexOf(group.runs[0][key]),
+             range: [-.2, levels.length - .8],
+             tickvals: ticks, ticktext: ticks.map(i => markup(show(levels[i]))) };
+  }), ...measures().map(key => ({ key, value: group => result(group, key).mean }))];
 }
+const measures = () => unique([choice.measure, `test_${choice.measure.split("_")[1]}`]);
 
 function inside(group, { key, value }) {
   const ends = choice.brushes[key]?.flat() ?? [];  // one range, or a list of them
@@ -218,23 +213,24 @@ function inside(group, { key, value }) {
     && low <= value(group) && value(group) <= ends[i + 1]);
 }
 
+// The page's one plot with WebGL, of which a browser draws few at a time.
 function drawParallel(groups, used) {
   const worth = group => result(group, choice.measure).mean * (isLoss(choice.measure) ? -1 : 1);
   const lines = groups.filter(group => result(group, choice.measure).n)
     .sort((a, b) => worth(a) - worth(b));  // the best on top
   const color = lines.map(group => result(group, choice.measure).mean);
   const scale = CIVIDIS.slice(...(dark.matches ? [1] : [0, -1]));  // without the paper's own
-  Plotly.react("parallel", [{
-    type: "parcoords", labelfont: { size: 12 }, tickfont: { size: 11 },
+  plot("parallel", [{
+    type: "parcoords", labelfont: { size: 12 }, labelangle: -30, tickfont: { size: 11 },
     rangefont: { size: 1, color: "transparent" },
     dimensions: used.map(({ key, value, ...more }) => ({
-      name: key, label: words(key).replaceAll(" ", "<br>"), values: lines.map(value),
+      name: key, label: words(key), values: lines.map(value),
       constraintrange: choice.brushes[key], ...more })),
     line: { color, showscale: unique(color).length > 1, reversescale: isLoss(choice.measure),
             colorscale: scale.map((shade, i) => [i / (scale.length - 1), shade]),
             colorbar: { title: { text: words(choice.measure), side: "right" } } },
     unselected: { line: { color: "#888888", opacity: .08 } } }],
-  layout({ margin: { l: 50, r: 20, t: 90, b: 24 } }), OPTIONS);
+  { margin: { l: 50, r: 30, t: 90, b: 24 } });
   at("parallel").removeAllListeners("plotly_restyle");
   at("parallel").on("plotly_restyle", () => {
     choice.brushes = Object.fromEntries(at("parallel").data[0].dimensions.map(
@@ -254,14 +250,13 @@ function drawShares() {
       ? " With one seed the interaction of all settings holds chance too." : "");
   if (!list.length) return;
   const longest = Math.max(...list.flatMap(shares).map(([, share]) => share));
-  Plotly.react("shares", list.map(grid => ({
+  plot("shares", list.map(grid => ({
     type: "bar", orientation: "h", name: markup(grid.title), marker: { color: grid.color },
     y: shares(grid).map(([effect]) => words(effect)), x: shares(grid).map(([, share]) => share),
     text: shares(grid).map(([, share]) => `${(100 * share).toFixed(1)} %`),
     textposition: "outside", cliponaxis: false, hovertemplate: "%{y}: %{text}<extra></extra>" })),
-  layout({ xaxis: { tickformat: ".0%", range: [0, 1.15 * longest] }, showlegend: true,
-           yaxis: { autorange: "reversed", automargin: true },
-           legend: { orientation: "h", y: 1.12 } }), OPTIONS);
+  { xaxis: { tickformat: ".0%", range: [0, 1.15 * longest] }, showlegend: true,
+    yaxis: { autorange: "reversed", automargin: true }, legend: { orientation: "h", y: 1.12 } });
 }
 
 // Table
@@ -273,22 +268,18 @@ function swatch({ color, dash, symbol }) {
 }
 
 function drawTable(shown, best, styles) {
-  const tests = results.filter(key => key.startsWith("test"));
   const differing = shownKeys().filter(key => shown.length < 2
     || valuesOf(shown.flatMap(group => group.runs), key).length > 1);
-  const columns = unique([choice.measure, ...differing, ...(choice.single ? [] : ["seeds"]),
-                          "epochs", ...(varying.includes("state") ? ["state"] : []), ...tests,
-                          ...results, "best_epoch", "seconds"]);
-  at("table").tHead.replaceChildren(element("tr", {}, element("th", {}, "compare"),
-    ...columns.map(key => element("th", { title: MEANING[key] ?? "",
-      ariaSort: key !== choice.sort ? "none" : choice.descending ? "descending" : "ascending" },
+  const columns = unique([...measures(), ...differing, ...(choice.single ? [] : ["seeds"]),
+                          "epochs", ...(varying.includes("state") ? ["state"] : []),
+                          "test_acc", "test_loss", ...results, "best_epoch", "seconds"]);
+  const heading = key => element(
+    "th", { title: MEANING[key] ?? "", ariaSort: key !== choice.sort ? "none"
+      : choice.descending ? "descending" : "ascending" },
     element("button", { name: key, onclick: () => choose({ sort: key,
       descending: key === choice.sort ? !choice.descending
-        : !settings.includes(key) && !isLoss(key) }) }, words(key))))));
-  const rows = choice.allRows ? shown : shown.slice(0, ROWS);
-  at("all-rows").hidden = rows.length === shown.length;
-  at("all-rows").textContent = `Show all ${shown.length} rows`;
-  at("table").tBodies[0].replaceChildren(...rows.map(group => {
+        : !settings.includes(key) && !isLoss(key) }) }, words(key)));
+  const row = group => {
     const box = element("input", {
       type: "checkbox", name: group.key, checked: choice.pair.includes(group.key),
       ariaLabel: `compare ${label(group)}`,
@@ -299,24 +290,28 @@ function drawTable(shown, best, styles) {
     return element("tr", { className: box.checked ? "chosen" : "", title: group.runs[0].name },
       element("td", {}, box, best.includes(group) ? swatch(styles.get(group.key)) : ""),
       ...columns.map(key => cell(group, key)));
-  }));
+  };
+  const rows = choice.allRows ? shown : shown.slice(0, ROWS);
+  at("all-rows").hidden = rows.length === shown.length;
+  at("all-rows").textContent = `Show all ${shown.length} rows`;
+  at("table").tHead.replaceChildren(
+    element("tr", {}, element("th", {}, "compare"), ...columns.map(heading)));
+  at("table").tBodies[0].replaceChildren(...rows.map(row));
 }
 
 function text(group, key) {
-  if (key === "seeds") {
-    const [all, counted] = [group.runs, ahead(group)].map(list => list.length);
-    return all === counted ? String(all) : `${counted} of ${all}`;
-  }
+  const [all, done] = [group.runs.length, most(group.runs)].map(String);
+  if (key === "seeds") return all > ahead(group).length ? `${ahead(group).length} of ${all}` : all;
   if (key !== "epochs") return settings.includes(key)
     ? valuesOf(group.runs, key).map(show).join(", ") || "–" : number(key, result(group, key));
-  const done = String(most(group.runs)), asked = valuesOf(ahead(group), "num_epochs").join(", ");
+  const asked = valuesOf(ahead(group), "num_epochs").join(", ");
   return done === asked || !asked ? done : `${done} of ${asked}`;
 }
 
 function cell(group, key) {
   const failures = key === "state" ? valuesOf(group.runs, "failure").join("; ") : "";
-  const usual = key in defaults && group.runs[0][key] === defaults[key];
-  return element("td", { className: failures ? "bad" : usual ? "usual" : "", title: failures },
+  const told = !(key in usual) || group.runs[0][key] !== usual[key];
+  return element("td", { className: failures ? "bad" : told ? "" : "usual", title: failures },
                  text(group, key));
 }
 
@@ -328,7 +323,8 @@ function drawPair(pair) {
       : `Tick ${pair.length ? "one more row" : "two rows"} in the table.`));
     return;
   }
-  const row = texts => element("tr", {}, ...texts.map(part => element("td", {}, part)));
+  const row = (texts, tag = "td") => element(
+    "tr", {}, ...texts.map(part => element(tag, {}, part)));
   const machine = unique(pair.flatMap(group => group.runs).flatMap(
     run => Object.keys(run.machine)));
   const facts = [["run", ...pair.map(group => group.runs.map(run => run.name).join(", "))],
@@ -341,33 +337,27 @@ function drawPair(pair) {
     return [MEANING[key], ...pair.map(group => text(group, key)),
             (difference > 0 ? "+" : "") + difference.replace("-", "−")];
   });
-  const [differing, same] = [true, false].map(
-    differs => facts.filter(([, a, b]) => differs === (a !== b)));
+  const [differing, same] = parted(facts, ([, a, b]) => a !== b);
   at("pair").replaceChildren(
-    element("table", {}, element("tr", {}, ...["", ...pair.map(label),
-      "difference (right − left)"].map(part => element("th", {}, part))),
-    ...differing.map(row), ...measured.map(row)),
+    element("table", {}, row(["", ...pair.map(label), "difference (right − left)"], "th"),
+            ...[...differing, ...measured].map(texts => row(texts))),
     element("details", {}, element("summary", {}, `${same.length} that both share`),
             element("table", {}, ...same.map(([key, value]) => row([key, value])))));
 }
 
 // All of it
 
-let later, drawPlots, parallelNow;
-const inView = new IntersectionObserver(([{ isIntersecting }]) => {
-  if (!isIntersecting) return;
-  inView.disconnect();
-  parallelNow();
-});
+let drawPlots = () => {}, parallelNow, later;
+const inView = new IntersectionObserver(([entry]) => entry.isIntersecting && parallelNow());
+
 function draw(parallel = true) {
   const groups = grouped(runs.filter(run => passes(run))), used = axes();
   const shown = sorted(groups.filter(group => used.every(axis => inside(group, axis))));
   const all = grouped(runs), styles = stylesOf(all);
   const pair = choice.pair.map(key => shown.find(group => group.key === key)).filter(Boolean);
   const best = pair.length === 2 ? pair : shown.slice(0, COLOURED);
-  const count = shown.reduce((sum, group) => sum + group.runs.length, 0);
   const focus = document.activeElement.name;
-  at("count").textContent = `${count} of ${runs.length} runs` +
+  at("count").textContent = `${shown.flatMap(group => group.runs).length} of ${runs.length} runs` +
     (choice.single ? "" : `, ${shown.length} of ${all.length} settings`);
   drawFilters();
   drawTable(shown, best, styles);
@@ -378,22 +368,28 @@ function draw(parallel = true) {
     cancelAnimationFrame(later);
     later = requestAnimationFrame(() => setTimeout(drawShares));
     if (!parallel) return;
-    parallelNow = () => drawParallel(groups, used);  // takes longest, so it waits to be in view
     inView.disconnect();
-    inView.observe(at("parallel"));
+    inView.observe(at("parallel"));  // takes longest, so it waits to be in view
+    parallelNow = () => {
+      inView.disconnect();
+      drawParallel(groups, used);
+    };
   };
   if (window.Plotly) drawPlots();  // it is read last, so that the table is there before
 }
 
+addEventListener("beforeprint", () => {
+  choose({ allRows: true });
+  parallelNow();
+});
+dark.addEventListener("change", () => draw());
 at("measure").append(...results.map(key => new Option(words(key), key)));
 at("measure").onchange = ({ target: { value } }) =>
   choose({ measure: value, sort: value, descending: !isLoss(value) });
-at("single").onchange = ({ target: { value } }) =>
-  choose({ single: value === "run", pair: [] });
+at("single").onchange = ({ target: { value } }) => choose({ single: value === "run", pair: [] });
 at("all-rows").onclick = () => choose({ allRows: true });
 at("clear").onclick = () => choose({ filters: {}, brushes: {} });
 at("same").textContent = "All runs: " + settings.map(key => [key, valuesOf(runs, key)])
   .filter(([, all]) => all.length === 1).map(([key, [value]]) => `${words(key)} ${show(value)}`)
   .join(", ") + `. As of ${new Date(document.lastModified).toLocaleString()}.`;
-dark.addEventListener("change", () => draw());
 draw();

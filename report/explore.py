@@ -19,12 +19,10 @@ from store.settings import SETTINGS
 TEMPLATE = Path(__file__).with_name("explore.html")
 CURVES = COLUMNS[1:-1]
 RESULTS = ("val_acc", "val_loss", "test_acc", "test_loss", "train_acc", "train_loss")
-LAST = tuple(f"last_{key}" for key in CURVES)
-FLAT = ("name", *SETTINGS, "data", "device", "state", "epochs", "best_epoch", *RESULTS, *LAST,
-        "seconds", "failure")
-
-
-# One flat table
+FLAT = ("name", *SETTINGS, "data", "device", "state", "epochs", "best_epoch", *RESULTS,
+        *(f"last_{key}" for key in CURVES), "seconds", "failure")
+MORE_HUES = ("#c98a00", "#009e73", "#aa4499", "#888888", "#a0522d", "#e07ba8", "#8a8a00", "#5a5ad0")
+LONGEST = 300  # characters of a text on the page, which may be of a stranger's run
 
 
 def flat(run: Run) -> dict:
@@ -56,11 +54,10 @@ def write_runs(source: Source, folder: Path) -> Path:
     return folder / "runs.csv"
 
 
-# One page
-
-
 def write_page(source: Source, path: Path) -> str:
     """Write the page; returns a line that says so. UserError where plotly is not installed."""
+    if not path.name or path.is_dir():
+        raise UserError(f"argument --explore: {path} is a folder; name a file, such as runs.html")
     try:
         from plotly.offline import get_plotlyjs
     except ImportError as error:
@@ -85,29 +82,42 @@ def unwrapped(code: str) -> str:
 
 
 def page_data(source: Source) -> dict:
+    rows = [page_row(run) for run in source.records]
+    others = {row["learning_rate"] for row in rows} - {*HUES}
+    hues = HUES | {rate: MORE_HUES[i % len(MORE_HUES)]
+                   for i, rate in enumerate(sorted(others, key=lambda x: (str(type(x)), x)))}
+    for row in rows:
+        dash = DASHES.get(row["drop_rate"], (0, (2, 2)))
+        row["color"] = hues[row["learning_rate"]]
+        row["dash"] = "" if dash == "-" else ",".join(f"{2 * length}px" for length in dash[1])
     found = {key: {grid.network: grid for grid in grids(source, key)} for key in RESULTS}
-    return {"settings": [*SETTINGS, "data", "state"], "defaults": SETTINGS, "results": RESULTS,
-            "hues": [*HUES.items()],
-            "dashes": [(rate, [] if dash == "-" else dash[1]) for rate, dash in DASHES.items()],
-            "runs": [page_run(run) for run in source.records],
+    usual = {key: None if own.several else own.default_of("mlp") or own.default_of("cnn")
+             for key, own in SETTINGS.items()}
+    return {"settings": [*SETTINGS, "data", "state"], "usual": usual, "results": RESULTS,
+            "runs": rows,
             "grids": [{"title": str(grid), "seeds": len(grid.seeds), "color": OF_NETWORK[network],
                        "shares": {key: shares(found[key][network].values) for key in RESULTS}}
                       for network, grid in found["val_acc"].items()]}
 
 
-def page_run(run: Run) -> dict:
+def page_row(run: Run) -> dict:
     """A run and its curves. Runs of one group differ in their seed alone."""
-    return {**flat(run), "group": f"{run.network}/{run.setting}/{run.variant}/{run.fingerprint}",
-            "machine": {name: value for key, part in run.config.items() if key not in SETTINGS
-                        for name, value in leaves(key, part)},
+    config = {key: part for key, part in run.config.items() if key not in SETTINGS}
+    return {**shortened(flat(run)), "machine": shortened(dict(leaves("", config))),
+            "group": f"{run.network}/{run.setting}/{run.variant}/{run.fingerprint[:LONGEST]}",
             "curves": {key: [row[key] for row in run.rows] for key in CURVES}}
 
 
+def shortened(row: dict) -> dict:
+    return {key[:LONGEST]: value[:LONGEST] if isinstance(value, str) else value
+            for key, value in row.items()}
+
+
 def leaves(name: str, value):
-    """The entries of a part of a configuration, under names with dots."""
+    """The entries of a configuration, under names with dots."""
     if isinstance(value, dict):
         for key, part in value.items():
-            yield from leaves(f"{name}.{key}", part)
+            yield from leaves(f"{name}.{key}" if name else key, part)
     else:
         yield name, ", ".join(map(str, value)) if isinstance(value, list) else value
 

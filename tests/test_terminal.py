@@ -1,5 +1,6 @@
 """Ctrl-C, terminals, pipes and names: from whatever a command is called, no traceback and no lost run."""
 
+import ast
 import contextlib
 import fcntl
 import json
@@ -120,9 +121,9 @@ def test_ctrl_c_during_training_gives_the_lock_back_and_a_second_one_ends_at_onc
 
     done = python("-c", """
 import os, signal, sys, time
-from lab.terminal import begin, gently
+from lab.terminal import begin, graceful_interrupt
 begin()
-with gently():
+with graceful_interrupt():
     try:
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(5)
@@ -152,7 +153,7 @@ def test_the_first_look_leaves_ctrl_c_to_what_it_calls(tmp_path):
     """A terminal signals both; the child says so, from its first import on."""
     environment = stopping_module(tmp_path, "difflib", "os.killpg(0, signal.SIGINT); time.sleep(5)")
     (tmp_path / "done").touch()  # not for quickstart.py itself
-    code = ("import sys, os; from lab import quickstart; from lab.terminal import begin; begin(); "
+    code = ("import sys, os; import quickstart; from lab.terminal import begin; begin(); "
             f"os.remove({str(tmp_path / 'done')!r}); quickstart.cnn_epochs = lambda: 1; "
             f"sys.argv = ['quickstart.py', '--data_dir=x', {f'--runs_dir={tmp_path}/runs'!r}]; "
             "sys.exit(quickstart.main())")
@@ -266,6 +267,109 @@ def test_without_fcntl_it_is_one_line(tmp_path):
         done = python("-c", f"import runpy, sys; sys.modules['fcntl'] = None; sys.argv = ['x', '--help']; "
                             f"runpy.run_path({str(ROOT / command)!r}, run_name='__main__')", cwd=tmp_path)
         assert done.returncode and done.stderr.count("\n") == 1 and "WSL" in done.stderr, command
+
+
+# Sessions that go on after a command, and old Pythons
+
+SESSION = """
+import os, runpy, signal, sys
+def run(*arguments):
+    sys.argv = ["mlp/main.py", *arguments]
+    try:
+        runpy.run_path("mlp/main.py", run_name="__main__")
+    except SystemExit as end:
+        return end.code
+"""
+
+
+def in_session(code: str, **options) -> subprocess.CompletedProcess:
+    """A command within a process that goes on afterwards, as with a notebook's %run."""
+    return python("-c", SESSION + code, cwd=ROOT, **options)
+
+
+def test_a_session_keeps_its_signals_streams_and_hooks_and_an_edited_module_is_read_again():
+    done = in_session("""
+def own():
+    return signal.getsignal(signal.SIGINT), sys.stdout, sys.stderr, sys.excepthook, os.environ["MPLBACKEND"]
+before = own()
+assert run("--dry-run") == 0 and own() == before
+settings = sys.modules["store.settings"]
+assert run("--dry-run") == 0 and sys.modules["store.settings"] is not settings
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+except KeyboardInterrupt:
+    print("alive")
+""", env={"MPLBACKEND": "agg"})
+    assert done.returncode == 0 and done.stdout.endswith("alive\n"), done.stderr
+
+
+def test_an_interrupt_in_a_session_waits_until_torch_is_imported():
+    """Half imported, it could not be imported again until the session ends."""
+    done = in_session("""
+class Interrupt:
+    def find_spec(self, name, *_):
+        if name == "torch._tensor":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupt())
+try:
+    run("--dry-run")
+except KeyboardInterrupt:
+    print("again", run("--dry-run"))
+""")
+    assert (done.returncode, done.stdout.splitlines()[-1:]) == (0, ["again 0"]), done.stderr
+
+
+@pytest.mark.parametrize("how", ["import layers", "import types; sys.modules['training'] = types.ModuleType('training')"])
+def test_a_module_of_the_sessions_own_that_stands_in_the_way_is_named(how, tmp_path):
+    (tmp_path / "layers.py").touch()
+    done = in_session(f"sys.path.insert(0, {str(tmp_path)!r}); {how}; sys.exit(run('--dry-run'))")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "restart the session" in done.stderr
+    assert ("layers" if "layers" in how else "training of this session") in done.stderr
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, "lab/terminal.py"])
+def test_an_old_python_is_told_in_one_line(command):
+    ast.parse((ROOT / command).read_text(encoding="utf-8"), feature_version=(3, 8))
+    done = in_session("sys.version_info = (3, 9, 18); sys.path.insert(0, '.'); from lab.terminal import begin; begin()")
+    assert (done.returncode, done.stderr) == (2, "-c: error: Python 3.9 is too old, this needs 3.10 or newer\n")
+
+
+@pytest.mark.parametrize("variable", ["TQDM_ASCII=1", "TQDM_DISABLE=1", "TQDM_POSITION=x", "MPLBACKEND=nonsense"])
+def test_no_variable_of_a_bar_or_a_notebook_ends_a_run(variable, image_folder, tmp_path):
+    arguments = ["--num_epochs", 1, "--batch_size", 32, "--data_dir", image_folder, "--runs_dir", tmp_path]
+    name, value = variable.split("=")
+    code, shown = in_terminal([sys.executable, ROOT / "mlp" / "main.py", *arguments], **{name: value})
+    assert code == 0 and ("|" in shown) == (name != "TQDM_DISABLE") != ("epoch 1/1" in shown), shown
+    code, shown = in_terminal([sys.executable, ROOT / "mlp" / "main.py", "--evaluate", 32, *arguments[4:]], **{name: value})
+    assert code == 0 and "mistakes.png" in shown
+
+
+# The first look
+
+def first_look(runs, **environment) -> subprocess.CompletedProcess:
+    """`make train` after its training: each network's command does nothing."""
+    code = ("import quickstart, sys; quickstart.cnn_epochs = lambda: 1; quickstart.train = lambda *_: 0; "
+            f"sys.argv = ['quickstart.py', '--data_dir=x', {f'--runs_dir={runs}'!r}]; sys.exit(quickstart.main())")
+    return python("-c", code, cwd=ROOT, env=environment)
+
+
+def test_the_first_look_writes_its_picture_whole_through_no_link_or_says_why_not(tmp_path):
+    for name in ("mlp/1024_0.001_0.2_False_False_seed0", "cnn/128_0.001_0.2_False_False_2d_seed0"):
+        run = write_run(tmp_path / name)
+    picture, victim = tmp_path / "first_look.png", tmp_path / "victim"
+    victim.write_text("precious")
+    picture.symlink_to(victim)
+    done = first_look(tmp_path)
+    assert done.returncode == 0 and "0.2500" in done.stdout and str(picture) in done.stdout, done.stderr
+    assert victim.read_text() == "precious" and picture.read_bytes().startswith(b"\x89PNG")
+    (run.folder / "config.json").write_text("")
+    (run.folder / "result.json").unlink()
+    assert first_look(tmp_path).returncode == 0
+    picture.unlink()
+    picture.mkdir()
+    done = first_look(tmp_path)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "first_look.png" in done.stderr
+    assert "0.2500" in done.stdout  # the table is there all the same
 
 
 def test_more_workers_than_any_machine_has_are_refused(tmp_path):

@@ -162,7 +162,7 @@ def offline(monkeypatch):
 def test_wandb_has_the_same_and_a_run_that_goes_on_has_each_epoch_once(train, offline):
     run = train("--num_epochs", 1, "--wandb")
     assert_shown_in_wandb(run)
-    name = tracking.identity(run.folder / "wandb" / "id")
+    name = tracking.run_id(run.folder / "wandb" / "id")
     run = train("--num_epochs", 3, "--wandb")
     assert_shown_in_wandb(run)
     record = next(record.run for record in records_of(run) if record.HasField("run"))
@@ -190,11 +190,11 @@ def test_where_wandb_logs(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     for variable in ("WANDB_MODE", "WANDB_API_KEY", "NETRC"):
         monkeypatch.delenv(variable, raising=False)
-    assert tracking.mode() == "offline"
+    assert tracking.wandb_mode() == "offline"
     monkeypatch.setenv("WANDB_API_KEY", "a key")
-    assert tracking.mode() == "online"
+    assert tracking.wandb_mode() == "online"
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    assert tracking.mode() == "disabled"
+    assert tracking.wandb_mode() == "disabled"
 
 
 # Both
@@ -346,11 +346,11 @@ def test_an_identity_that_is_none_is_made_again(kind, tmp_path):
     make[kind]()
     if kind == "a folder":
         with pytest.raises(UserError, match="cannot write"):
-            tracking.identity(path)
+            tracking.run_id(path)
         return
-    name = tracking.identity(path)
+    name = tracking.run_id(path)
     assert re.fullmatch("[0-9a-f]{12}", name) and secret.read_text() == "hunter2"
-    assert tracking.identity(path) == name
+    assert tracking.run_id(path) == name
 
 
 def test_a_misspelt_mode_is_one_line_before_any_work(image_folder, tmp_path, monkeypatch, capsys):
