@@ -29,7 +29,8 @@ class Given(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.weight, self.bias = None, nn.Parameter(normal((channels,), 4))
+        self.register_parameter("weight", None)
+        self.bias = nn.Parameter(normal((channels,), 4))
 
     def _conv_forward(self, x: Tensor, weight: None, bias: None) -> Tensor:
         return x

@@ -128,7 +128,7 @@ def test_each_wrong_result_is_found_and_said_once(variant, kernel, output):
 
     candidate = guard.MLP if kernel.startswith("columns") else guard.CNN
     found, lines = outcome(candidate, variant, kernel, Broken(getattr(kernels, kernel), output))
-    assert found == [False, False] and len(lines) == 1 and f"{candidate.what} is not used" in lines[0]
+    assert found == [False, False] and len(lines) == 1 and lines[0].startswith(candidate.what)
     assert agreement.OUTCOMES[candidate.what].startswith("not used: ")
 
 
