@@ -9,6 +9,7 @@ Each row runs in a process of its own. A tool that is not installed is named and
 import copy
 import io
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -22,28 +23,21 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import layers
 from cnn.model import CNN
-from layers import BatchNorm1d, BatchNorm2d, Dropout, Dropout2d
+from layers import BatchNorm2d
 from mlp.model import MLP
 
-PAIRS = {BatchNorm1d: nn.BatchNorm1d, BatchNorm2d: nn.BatchNorm2d, Dropout: nn.Dropout,
-         Dropout2d: nn.Dropout2d}
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "tools.md"
 X = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(16) % 10
 ROWS = {}
 
 
 def twin(network):
-    """The same network and weights with torch.nn's layers."""
-    network = copy.deepcopy(network)
-    for name, layer in list(network.named_children()):
-        if type(layer) in PAIRS:
-            other = (PAIRS[type(layer)](layer.num_features) if hasattr(layer, "num_features")
-                     else PAIRS[type(layer)](layer.p))
-            other.load_state_dict(layer.state_dict())
-            setattr(network, name, other)
-    return network
+    """The same network and weights with torch.nn's layers: the code of docs/tools.md."""
+    names = {}
+    exec(re.search(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)[1], names)
+    return names["with_torch_layers"](network)
 
 
 def trained(network):
@@ -96,13 +90,11 @@ def _(network):
     found = torchinfo.summary(network, (2, 3, 32, 32), verbose=0)
     return f"{found.total_params} parameters, {found.total_mult_adds} multiply-adds"
 
-
 @row("thop", "profile, the MLP", mlp)
 def _(network):
     import thop
     operations, parameters = thop.profile(network, (X[:1].flatten(1),), verbose=False)
     return f"{parameters:g} parameters, {operations:g} operations"
-
 
 @row("thop", "profile")
 def _(network):
@@ -110,30 +102,25 @@ def _(network):
     operations, parameters = thop.profile(network, (X[:1],), verbose=False)
     return f"{parameters:g} parameters, {operations:g} operations"
 
-
 @row("calflops", "calculate_flops, the MLP", mlp)
 def _(network):
     import calflops
     return " ".join(map(str, calflops.calculate_flops(network, (1, 3072), print_results=False)))
-
 
 @row("calflops", "calculate_flops")
 def _(network):
     import calflops
     return " ".join(map(str, calflops.calculate_flops(network, (1, 3, 32, 32), print_results=False)))
 
-
 @row("ptflops", "get_model_complexity_info")
 def _(network):
     import ptflops
     return " ".join(ptflops.get_model_complexity_info(network, (3, 32, 32), print_per_layer_stat=False))
 
-
 @row("fvcore", "FlopCountAnalysis")
 def _(network):
     from fvcore.nn import FlopCountAnalysis
     return f"{FlopCountAnalysis(network.eval(), X[:1]).total():g}"
-
 
 @row("torch", "FlopCounterMode")
 def _(network):
@@ -149,18 +136,15 @@ def _(network):
 def _(network):
     return moved(network, lambda: torch.optim.swa_utils.update_bn(data(), network))
 
-
 @row("torch", "SyncBatchNorm.convert_sync_batchnorm")
 def _(network):
     found = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     return f"{sum(type(layer) is nn.SyncBatchNorm for layer in found.modules())} of 2 converted"
 
-
 @row("torch", "func.replace_all_batch_norm_modules_")
 def _(network):
     torch.func.replace_all_batch_norm_modules_(network)
     return f"{sum(layer.running_mean is None for layer in norms(network))} of 2 replaced"
-
 
 @row("torch", "swa_utils.AveragedModel, use_buffers")
 def _(network):
@@ -169,12 +153,10 @@ def _(network):
     average.update_parameters(network)
     return number(norms(average)[0].running_mean)
 
-
 @row("fvcore", "precise_bn.update_bn_stats")
 def _(network):
     from fvcore.nn.precise_bn import update_bn_stats
     return moved(network, lambda: update_bn_stats(network, [X], 1))
-
 
 @row("lightning", "StochasticWeightAveraging")
 def _(network):
@@ -183,8 +165,7 @@ def _(network):
     callback = StochasticWeightAveraging(0.1)
     return "knows batch norm" if callback.pl_module_contains_batch_norm(network) else "sees none"
 
-
-@row("lightning", "BatchSizeFinder and Trainer.fit")
+@row("lightning", "Trainer.fit")
 def _(network):
     import lightning
 
@@ -203,13 +184,11 @@ def _(network):
     trainer.fit(Module(), data())
     return number(network.eval()(X))
 
-
 @row("lightning", "BaseFinetuning.freeze")
 def _(network):
     from lightning.pytorch.callbacks import BaseFinetuning
     BaseFinetuning.freeze(network, train_bn=False)
     return moved(network, lambda: network.train()(X)) + f", tracks {norms(network)[0].track_running_stats}"
-
 
 @row("lightning", "Trainer(sync_batchnorm=True)")
 def _(network):
@@ -217,13 +196,11 @@ def _(network):
     found = TorchSyncBatchNorm().apply(network)
     return f"{sum(type(layer) is nn.SyncBatchNorm for layer in found.modules())} of 2 converted"
 
-
 @row("pytorch_optimizer", "SAM's disable_running_stats")
 def _(network):
     from pytorch_optimizer.optimizer.utils import disable_running_stats
     disable_running_stats(network)
     return moved(network, lambda: network(X))
-
 
 @row("timm", "freeze_batch_norm_2d")
 def _(network):
@@ -231,13 +208,11 @@ def _(network):
     network = freeze_batch_norm_2d(network)
     return moved(network, lambda: network.train()(X))
 
-
 @row("timm", "convert_splitbn_model")
 def _(network):
     from timm.layers import SplitBatchNorm2d, convert_splitbn_model
     found = convert_splitbn_model(network)
     return f"{sum(type(layer) is SplitBatchNorm2d for layer in found.modules())} of 2 converted"
-
 
 @row("timm", "ModelEmaV3")
 def _(network):
@@ -247,7 +222,6 @@ def _(network):
     average.update(network)
     return number(norms(average.module)[0].running_mean)
 
-
 @row("timm", "param_groups_weight_decay")
 def _(network):
     from timm.optim import param_groups_weight_decay
@@ -256,19 +230,17 @@ def _(network):
 
 # ---- explaining ---------------------------------------------------------------------------------
 
-@row("captum", "IntegratedGradients, Saliency, DeepLift, Occlusion")
+@row("captum", "IntegratedGradients, Saliency, DeepLift")
 def _(network):
     from captum.attr import DeepLift, IntegratedGradients, Saliency
     trained(network).eval()
     return " ".join(number(kind(network).attribute(X[:2].clone().requires_grad_(), target=3))
                     for kind in (IntegratedGradients, Saliency, DeepLift))
 
-
 @row("captum", "LRP")
 def _(network):
     from captum.attr import LRP
     return number(LRP(trained(network).eval()).attribute(X[:2], target=3))
-
 
 @row("grad-cam", "GradCAM, LayerCAM, EigenCAM")
 def _(network):
@@ -276,7 +248,6 @@ def _(network):
     trained(network).eval()
     return " ".join(f"{kind(network, [network.norm2])(X[:2], None).sum():.4g}"
                     for kind in (GradCAM, LayerCAM, EigenCAM))
-
 
 @row("grad-cam", "FullGrad")
 def _(network):
@@ -292,12 +263,10 @@ def _(network):
     from opacus.validators import ModuleValidator
     return f"{len(ModuleValidator.validate(network, strict=False))} errors"
 
-
 @row("opacus", "ModuleValidator.fix")
 def _(network):
     from opacus.validators import ModuleValidator
     return type(ModuleValidator.fix(network).norm1).__name__
-
 
 @row("opacus", "PrivacyEngine.make_private")
 def _(network):
@@ -307,7 +276,6 @@ def _(network):
                                  max_grad_norm=1.0)
     return "made"
 
-
 @row("backpack-for-pytorch", "BatchGrad in evaluation, the MLP", mlp)
 def _(network):
     from backpack import backpack, extend, extensions
@@ -316,32 +284,28 @@ def _(network):
         loss(model(X.flatten(1)), Y).backward()
     return str([name for name, p in network.named_parameters() if not hasattr(p, "grad_batch")])
 
-
 @row("laplace-torch", "last layer, Kronecker")
 def _(network):
     from laplace import Laplace
     found = Laplace(trained(network).eval(), "classification", "last_layer", "kron")
     found.fit(data())
-    return number(found(X[:2]))
-
+    return f"{float(found.log_marginal_likelihood()):.4g}"
 
 @row("laplace-torch", "all layers, diagonal")
 def _(network):
     from laplace import Laplace
     found = Laplace(trained(network).eval(), "classification", "all", "diag")
     found.fit(data())
-    return number(found(X[:2]))
+    return f"{float(found.log_marginal_likelihood()):.4g}"
 
-
-@row("curvlinops-for-pytorch", "HessianLinearOperator")
+@row("curvlinops-for-pytorch", "HessianLinearOperator in evaluation")
 def _(network):
     from curvlinops import HessianLinearOperator
-    params = dict(network.eval().named_parameters())
+    params = list(network.eval().parameters())
     operator = HessianLinearOperator(network, nn.CrossEntropyLoss(), params, [(X, Y)])
-    return number(operator @ torch.ones(operator.shape[1]) if hasattr(operator, "shape") else 0)
+    return number(operator @ torch.ones(operator.shape[1]))
 
-
-@row("torch", "func.vmap over per-example gradients, in evaluation")
+@row("torch", "func.vmap of func.grad in evaluation")
 def _(network):
     network.eval()
     params = dict(network.named_parameters())
@@ -362,11 +326,9 @@ def prune(network, **options):
     pruner.step()
     return f"{network.conv1.out_channels} of 128 channels left, logits {tuple(network(X).shape)}"
 
-
 @row("torch-pruning", "MagnitudePruner")
 def _(network):
     return prune(network)
-
 
 @row("torch-pruning", "MagnitudePruner, customized_pruners")
 def _(network):
@@ -374,20 +336,17 @@ def _(network):
     pruner = torch_pruning.pruner.function.BatchnormPruner()
     return prune(network, customized_pruners={BatchNorm2d: pruner})
 
-
 @row("torch", "nn.utils.prune")
 def _(network):
     from torch.nn.utils import prune
     prune.random_unstructured(network.norm1, "weight", 0.5)
     return f"{int((network.norm1.weight == 0).sum())} of 128 zero, {tuple(network(X).shape)}"
 
-
 @row("torchao", "quantize_(Int8WeightOnlyConfig)", mlp)
 def _(network):
     from torchao.quantization import Int8WeightOnlyConfig, quantize_
     quantize_(trained(network).eval(), Int8WeightOnlyConfig())
     return number(network(X.flatten(1)))
-
 
 @row("torch", "ao.quantization.quantize_dynamic, the MLP", mlp)
 def _(network):
@@ -396,18 +355,15 @@ def _(network):
     torch.save(found.state_dict(), saved)
     return f"{round(saved.tell() / 1e5)}00 kB"
 
-
 @row("torch", "ao.quantization.fuse_modules")
 def _(network):
     found = torch.ao.quantization.fuse_modules(network.eval(), [["conv1", "norm1"]])
     return type(found.norm1).__name__
 
-
 @row("torch", "nn.utils.fuse_conv_bn_eval")
 def _(network):
     trained(network).eval()
     return number(nn.utils.fuse_conv_bn_eval(network.conv1, network.norm1)(X))
-
 
 @row("torch", "fx.experimental.optimization.fuse")
 def _(network):
@@ -427,7 +383,6 @@ def _(network):
         load_model(other, f"{folder}/a")
     return number(other.eval()(X))
 
-
 @row("accelerate", "Accelerator.prepare, one step")
 def _(network):
     from accelerate import Accelerator
@@ -438,17 +393,64 @@ def _(network):
     return number(network.eval()(X))
 
 
+def distributed():
+    """A group of this process alone."""
+    import torch.distributed as dist
+    if not dist.is_initialized():
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+
+@row("torch", "DistributedDataParallel, three steps")
+def _(network):
+    distributed()
+    return number(trained(nn.parallel.DistributedDataParallel(network)).eval()(X))
+
+@row("torch", "fully_shard (FSDP2), three steps")
+def _(network):
+    distributed()
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    return number(trained(fully_shard(network, mesh=init_device_mesh("cpu", (1,)))).eval()(X))
+
+@row("torch", "FSDP1 with a wrap policy, MixedPrecision(bfloat16): the norm's weight")
+def _(network):
+    distributed()
+    from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecision
+    from torch.distributed.fsdp.wrap import ModuleWrapPolicy
+    seen = []
+    norms(network)[0].register_forward_pre_hook(lambda layer, _: seen.append(layer.weight.dtype))
+    whole = FullyShardedDataParallel(
+        network, mixed_precision=MixedPrecision(param_dtype=torch.bfloat16),
+        auto_wrap_policy=ModuleWrapPolicy({nn.Conv2d}), device_id=torch.device("cpu"))
+    whole(X)
+    return str(seen[0])
+
+@row("mmengine", "DefaultOptimWrapperConstructor, norm_decay_mult=0")
+def _(network):
+    from mmengine.optim import DefaultOptimWrapperConstructor
+    build = DefaultOptimWrapperConstructor(
+        {"type": "OptimWrapper", "optimizer": {"type": "SGD", "lr": 0.1, "weight_decay": 0.1}},
+        {"norm_decay_mult": 0.0})
+    groups = build(network).optimizer.param_groups
+    return f"{sum(group['weight_decay'] == 0 for group in groups)} arrays without decay"
+
+@row("executorch", "to_edge, to_executorch, run")
+def _(network):
+    from executorch.exir import to_edge
+    from executorch.runtime import Runtime
+    program = to_edge(torch.export.export(trained(network).eval(), (X,))).to_executorch()
+    method = Runtime.get().load_program(program.buffer).load_method("forward")
+    return number(method.execute((X,))[0])
+
+
 def exported(network, fold=True):
     trained(network).eval()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return torch.onnx.export(network, (X,), dynamo=True, verbose=False, optimize=fold)
 
-
 @row("onnxscript", "torch.onnx.export: nodes")
 def _(network):
     return f"{len(exported(network).model.graph)} nodes"
-
 
 @row("onnxruntime", "of the exported graph")
 def _(network):
@@ -465,41 +467,34 @@ def openvino(network, **config):
     difference = compiled(X.numpy())[0] - network(X).detach().numpy()
     return f"within 1e-4: {bool(abs(difference).max() < 1e-4)}"
 
-
 @row("openvino", "convert_model, compile_model")
 def _(network):
     return openvino(network)
-
 
 @row("openvino", "the same with INFERENCE_PRECISION_HINT f32")
 def _(network):
     return openvino(network, INFERENCE_PRECISION_HINT="f32")
 
-
 @row("torch", "jit.script")
 def _(network):
     return number(torch.jit.script(trained(network).eval())(X))
-
 
 @row("torch", "jit.trace in evaluation")
 def _(network):
     return number(torch.jit.trace(trained(network).eval(), X)(X))
 
-
 @row("torch", "fx.symbolic_trace")
 def _(network):
     return number(torch.fx.symbolic_trace(trained(network).eval())(X))
-
 
 @row("torch", "fx.symbolic_trace, the modules as leaves")
 def _(network):
     class Tracer(torch.fx.Tracer):
         def is_leaf_module(self, module, name):
-            return isinstance(module, tuple(PAIRS)) or super().is_leaf_module(module, name)
+            return type(module).__module__.startswith("layers") or super().is_leaf_module(module, name)
     trained(network)
     graph = torch.fx.GraphModule(network, Tracer().trace(network))
     return number(graph.eval()(X))
-
 
 @row("torchao", "move_exported_model_to_eval of a network exported in training")
 def _(network):
@@ -508,17 +503,14 @@ def _(network):
     move_exported_model_to_eval(program)
     return moved(network, lambda: program(X)) + ", logits " + number(program(X))
 
-
 @row("torch", "export in evaluation")
 def _(network):
     return number(torch.export.export(trained(network).eval(), (X,)).module()(X))
-
 
 @row("torch", "compile, a training step")
 def _(network):
     torch.compile(network)(X).sum().backward()
     return number(norms(network)[0].running_mean)
-
 
 @row("torch", "utils.mkldnn.to_mkldnn")
 def _(network):
