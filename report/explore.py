@@ -63,22 +63,13 @@ def write_page(source: Source, path: Path) -> str:
     except ImportError as error:
         raise UserError("argument --explore: plotly is not installed; "
                         "pip install plotly, or pip install -r requirements-extra.txt") from error
-    parts = {"data": as_json(page_data(source)), "plotly": unwrapped(get_plotlyjs()),
+    parts = {"data": as_json(page_data(source)), "plotly": get_plotlyjs(),
              "code": TEMPLATE.with_suffix(".js").read_text(encoding="utf-8")}
     page = re.sub(r"/\* (\w+) \*/", lambda match: parts[match[1]],
                   TEMPLATE.read_text(encoding="utf-8")).encode()
     make_folder(path.absolute().parent)
     write_file(path, page)
     return f"{len(source.records)} runs in {path}, {len(page) / 1e6:.1f} MB; open it in a browser"
-
-
-def unwrapped(code: str) -> str:
-    """plotly.js without the function for module loaders around it, if there is one.
-
-    A browser reads a function twice before it runs, and this one has 4.8 MB: 0.4 s of 1.1.
-    """
-    return re.sub(r"\(\s*function\(root, factory\).*?\(\) => \{\n(.*)\nreturn Plotly;\n\}\)\);\s*$",
-                  lambda match: match[1], code, flags=re.DOTALL)
 
 
 def page_data(source: Source) -> dict:
