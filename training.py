@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fast.adam import adam
-from fast.gpu import guard
 from fast.gpu.graph import GraphedStep, wants_graph
 from load_data import Data, Split
 from store.images import augmented, evaluation_batches, take
@@ -90,7 +89,7 @@ class Trainer:
     def step(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Take one step on the images at `index`; returns their mean loss and logits.
         lab/side_by_side.py takes the same step for several MLPs."""
-        x, y = batch(self.data.train, index)
+        x, y = take(self.data.train, index)
         if self.settings.augment:
             x = augmented(x)
         logits = logits_of(self.network, x, self.settings.precision)
@@ -172,13 +171,6 @@ def schedule(kind: str, progress: float) -> float:
     if progress < warm_up:
         return 0.04 + 0.96 * (1 - math.cos(math.pi * progress / warm_up)) / 2
     return (1 + math.cos(math.pi * (progress - warm_up) / (1 - warm_up))) / 2
-
-
-def batch(split: Split, index: Tensor) -> tuple[Tensor, Tensor]:
-    """Images at `index`, normalized, and their labels; on a GPU in one kernel instead of five."""
-    if kernel := guard.batch(split.images, index):
-        return kernel(split.images, index), split.labels.index_select(0, index)
-    return take(split, index)
 
 
 def logits_of(network: Callable[[Tensor], Tensor], x: Tensor, precision: str) -> Tensor:

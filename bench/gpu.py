@@ -1,21 +1,22 @@
 #!/usr/bin/env python3
 """Try and measure this project on a GPU, in eight minutes at most (`make gpu DATA=…`).
 
-Each step runs in a process of its own, under its own time limit; one that fails or hangs does not keep
-the others from running. What is done is noted in FOLDER/steps/, so the same call later goes on where it
-was, with eight more minutes. It ends with a table, which is FOLDER/table.md too. FOLDER, a few
-megabytes, also holds the finished runs: `python plot.py --collect FOLDER` takes them.
+Each step runs in a process of its own, under its own time limit; its output goes to
+FOLDER/steps/STEP.log as it comes. What it found, or how it failed, is noted beside the log, so the
+same call later goes on with the next step, with eight more minutes. Delete FOLDER/steps/STEP.json
+to repeat one. No step needs a network, and none but the first a package that does not train.
 
-`--device cpu` is a rehearsal in which everything is shortened.
+It ends with a table, which is FOLDER/table.md too. FOLDER, a few megabytes, also holds the
+finished runs: `python plot.py --collect FOLDER` takes them. `--device cpu` is a rehearsal in which
+everything is shortened.
 """
 
 import argparse
-import contextlib
-import dataclasses
+import importlib.metadata
+import importlib.util
 import json
 import os
 import shutil
-import signal
 import statistics
 import subprocess
 import sys
@@ -29,9 +30,31 @@ from unittest import mock
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
+from fast import machine  # before torch
+
+# isort: split
+import torch
+from torch.profiler import profile
+
+import cnn.model
+import mlp.model
+from bench import ReferenceCNN, ReferenceMLP, own
+from fast import agreement
+from fast.gpu.graph import GraphedStep
+from fast.processor import processor
+from lab.side_by_side import SideBySide
+from load_data import load_cifar_2d, load_cifar_4d
+from store.code import code_version
+from store.images import prepared
+from store.settings import Settings
+from training import Trainer
+
 Row = tuple[str, str, str, str]  # what; this project; compared with; ratio or what was asked
 HEAD = "| what | this project | compared with | ratio |\n|---|---|---|---|\n"
 GRID = 60  # runs
+TESTS = ("test_gpu_graph.py", "test_gpu.py", "test_gpu_guard.py")  # that a card alone can answer
+CASES = [("cnn", "fp32", "2d"), ("cnn", "bf16", "2d"), ("cnn", "fp32", "1d"),
+         ("cnn", "bf16", "1d"), ("mlp", "fp32", None), ("mlp", "bf16", None)]
 
 
 class Place:
@@ -40,193 +63,168 @@ class Place:
     def __init__(self, options):
         self.folder, self.device, self.data_dir = options.folder, options.device, options.data_dir
         self.short = options.device == "cpu"
-        self.batch_size, self.images = (32, 128) if self.short else (128, None)
+        few = {"batch_size": 32, "train_images": 128} if self.short else {}
+        self.few = few | {"num_epochs": 2}
 
-    def train(self, runs_dir: Path, *flags: str) -> list[str]:
+    def main(self, runs_dir: Path, *flags: str) -> list[str]:
         """The command that trains the study's CNN."""
         return [sys.executable, str(ROOT / "cnn" / "main.py"), *self.flags(runs_dir), *flags]
 
     def flags(self, runs_dir: Path) -> list[str]:
         data = ["--data_dir", self.data_dir] if self.data_dir else ["--synthetic"]
-        few = ["--train_images", str(self.images), "--batch_size", str(self.batch_size)] * self.short
+        few = [f"--{name}={value}" for name, value in self.few.items()] * self.short
         return ["--device", self.device, "--runs_dir", str(runs_dir), *data, *few]
 
-    def load(self, network: str):
-        """The data of a network, on the device."""
-        import torch
-
-        from fast.machine import choose_device
-        from load_data import load_cifar_2d, load_cifar_4d
-        from store.images import prepared
-        from store.settings import Settings
-
+    def trainers(self, network: str, *settings: dict, build: Callable | None = None) -> list:
+        """A trainer of a network for each of some settings, on the same data."""
+        settings = [Settings(network, **self.few | own) for own in settings]
         load = load_cifar_2d if network == "mlp" else load_cifar_4d
+        device = torch.device(machine.choose_device(self.device))
         data = load(self.data_dir) if self.data_dir else load(synthetic=True)
-        settings = Settings(network, 1, 1, 0, train_images=self.images)
-        return prepared(data, settings, torch.device(choose_device(self.device)))
+        data = prepared(data, settings[0], device)
+        build = build or (mlp.model.build if network == "mlp" else cnn.model.build)
+        return [Trainer(build, data, own, device) for own in settings]
 
 
 # The steps; each returns rows of the table
 
 
 def tests(place: Place) -> list[Row]:
-    """Every test that a card alone can run."""
-    chosen = "gpu_graph" if place.short else "cuda or gpu"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", chosen, "tests"]
-    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    print(found.stdout, flush=True)
-    summary = found.stdout.strip().splitlines()[-1]
-    if found.returncode:
-        failed = [line.split()[1] for line in found.stdout.splitlines() if line.startswith("FAILED")]
-        raise RuntimeError(f"{summary}: {', '.join(failed)}")
-    return [(f"tests: {chosen}", summary, "", "")]
+    """Every test that a card alone can answer."""
+    files = [str(ROOT / "tests" / name) for name in TESTS[:1 if place.short else 3]]
+    side_by_side = ["-n", "6"] if importlib.util.find_spec("xdist") and not place.short else []
+    code = subprocess.run([sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider",
+                           *side_by_side, *files], cwd=ROOT).returncode
+    log = (place.folder / "steps" / "tests.log").read_text(errors="replace").splitlines()
+    failed = [line.split()[1] for line in log if line.startswith("FAILED")]
+    if code:
+        raise RuntimeError(f"{log[-1]}: {', '.join(failed)}")
+    return [("tests: " + ", ".join(TESTS[:len(files)]), log[-1].strip("= "), "", "")]
+
+
+def kernels(place: Place) -> list[Row]:
+    """Which kernels agree with the layers here; the log has a step's time by kernel."""
+    for network, precision, kind in CASES:
+        trainer, = place.trainers(network, {"precision": precision} | in_cnn(network, kind))
+        trainer.run_epoch() if place.short else trainer.step(trainer.batches()[0])
+        trainer.network.train()
+        with profile() as found:
+            for index in trainer.batches()[:5]:
+                trainer.step(index)
+        by = "cpu_time_total" if place.short else "cuda_time_total"
+        print(network, precision, kind, "5 steps\n",
+              found.key_averages().table(sort_by=by, row_limit=16, max_name_column_width=70))
+    return [(what, outcome, "the layers, once in each process", "used")
+            for what, outcome in agreement.OUTCOMES.items()]
+
+
+def in_cnn(network: str, kind: str | None) -> dict:
+    return {"dropout_type": kind} if network == "cnn" else {}
 
 
 def resume(place: Place) -> list[Row]:
-    """A run that is killed after its first epoch and goes on, against one that was left alone."""
-    epochs = ["--num_epochs", "3" if place.short else "6"]
+    """A run that goes on after its first epoch, in another process, against one in one go."""
     with tempfile.TemporaryDirectory() as folder:
-        whole, killed = Path(folder) / "whole", Path(folder) / "killed"
-        subprocess.run(place.train(whole, *epochs), check=True)
-        process = subprocess.Popen(place.train(killed, *epochs))
-        while process.poll() is None and not list(killed.glob("cnn/*/checkpoint.pt")):
-            time.sleep(0.01)
-        process.kill()
-        process.wait()
-        if list(killed.glob("cnn/*/result.json")):
-            raise RuntimeError("the run ended before it could be killed")
-        subprocess.run(place.train(killed, *epochs), check=True)
-        return [("kill -9 and resume, bit for bit", equal(whole, killed), "a run left alone", "yes")]
+        for name, epochs in (("whole", 3), ("resumed", 1), ("resumed", 3)):
+            command = place.main(Path(folder) / name, "--num_epochs", str(epochs))
+            subprocess.run(command, check=True)
+        same = same_run(Path(folder) / "whole", Path(folder) / "resumed")
+    return [("a run resumed after an epoch, bit for bit", same, "a run in one go", "yes")]
+
+
+def same_run(one: Path, other: Path) -> str:
+    """Whether two folders hold the same run: its metrics, but for the seconds, and its weights."""
+    states = [torch.load(next(folder.glob("cnn/*/checkpoint.pt")), weights_only=True)
+              for folder in (one, other)]
+    rows = [[{**row, "seconds": 0} for row in state["rows"]] for state in states]
+    return "yes" if rows[0] == rows[1] and equal(*(state["network"] for state in states)) else "no"
+
+
+def equal(one: dict, other: dict) -> bool:
+    return all(value.equal(other[name]) for name, value in one.items())
 
 
 def graph(place: Place) -> list[Row]:
-    """The step as a CUDA graph against the step itself."""
-    with tempfile.TemporaryDirectory() as folder:
-        folders = {value: Path(folder) / value for value in "01"}
-        for value, runs_dir in folders.items():
-            subprocess.run(place.train(runs_dir, "--num_epochs", "2"), check=True,
-                           env={**os.environ, "CUDA_GRAPH": value})
-        same = equal(*folders.values())
-        return [("step as a CUDA graph, bit for bit", same, "the step itself", "yes")]
-
-
-def equal(one: Path, other: Path) -> str:
-    """Whether two folders hold the same run: its metrics, but for the seconds, and its weights."""
-    import torch
-
-    def state(folder: Path) -> dict:
-        return torch.load(next(folder.glob("cnn/*/checkpoint.pt")), weights_only=True)
-
-    one, other = state(one), state(other)
-    rows = [[{**row, "seconds": 0} for row in each["rows"]] for each in (one, other)]
-    same = all(torch.equal(value, other["network"][name]) for name, value in one["network"].items())
-    return "yes" if same and rows[0] == rows[1] else "no"
-
-
-CASES = [("cnn", "fp32", "2d"), ("cnn", "bf16", "2d"), ("cnn", "fp32", "1d"), ("cnn", "bf16", "1d"),
-         ("mlp", "fp32", None), ("mlp", "bf16", None)]
+    """The step as a CUDA graph against the step itself, over two epochs."""
+    plain, graphed = place.trainers("cnn", {}, {})
+    plain.graph, graphed.graph = None, GraphedStep(graphed.network, graphed.optimizer)
+    for trainer in (plain, graphed):
+        trainer.run_epoch()
+        trainer.run_epoch()
+    same = equal(plain.network.state_dict(), graphed.network.state_dict())
+    found = ("yes" if same else "no") if graphed.graph.replay else graphed.graph.outcome
+    return [("step as a CUDA graph, bit for bit", found, "the step itself", "yes")]
 
 
 def steps(place: Place) -> list[Row]:
-    """A training step with the kernels, with layers one by one, and with PyTorch's layers, in turns."""
+    """A training step with kernels, with layers one by one, and with PyTorch's layers, in turns."""
     rows = []
     for network, precision, kind in CASES:
-        batch_size = place.batch_size if network == "cnn" or place.short else 1024
-        trainers = step_makers(place, network, precision, kind, batch_size)
-        times = {name: [] for name in trainers}
+        takes = step_makers(place, network, precision, kind)
+        times = {name: [] for name in takes}
         for i in range(3 if place.short else 12):
-            for name, take in trainers.items():
-                spent = milliseconds(take, place.device, 2 if place.short else 10)
+            for name, take in takes.items():
+                spent = milliseconds(take, 2 if place.short else 10)
                 if i > 0:  # the first steps also set up
                     times[name].append(spent)
-        title = f"{network.upper()} step, batch {batch_size}, {precision}{kind and f', {kind}' or ''}"
         for name, other in times.items():
             manner, _, graphed = name.partition(", ")
             own = times[name.replace(manner, "kernels")]
             if other is not own:
+                what = ", ".join(filter(None, (f"{network.upper()} step", precision, kind, graphed)))
                 ratio = statistics.median(own) / statistics.median(other)
-                rows.append((f"{title}{graphed and ', graph'}", f"{spread(own)} ms",
-                             f"{manner} {spread(other)} ms", f"{ratio:.2f}"))
+                rows.append((what, f"{quartiles(own)} ms", f"{manner} {quartiles(other)} ms",
+                             f"{ratio:.2f}"))
     return rows
 
 
-def step_makers(place: Place, network: str, precision: str, kind: str | None,
-                batch_size: int) -> dict[str, Callable]:
+def step_makers(place: Place, network: str, precision: str,
+                kind: str | None) -> dict[str, Callable]:
     """What takes a step, of each way to compute it, plain and as a graph."""
-    import torch
-
-    import cnn.model
-    import mlp.model
-    from bench import ReferenceCNN, ReferenceMLP, own
-    from fast.gpu import guard
-    from fast.gpu.graph import GraphedStep
-    from store.settings import Settings
-    from training import Trainer
-
-    data = place.load(network)
-    index = torch.randperm(len(data.train.labels), device=data.train.labels.device)[:batch_size]
-    settings = Settings(network, batch_size, 0.001, 0.2, num_epochs=1, precision=precision, dropout_type=kind,
-                        hidden_size=100 if network == "mlp" else None)
-    ours = cnn.model.build if network == "cnn" else mlp.model.build
-    theirs = own(ReferenceMLP if network == "mlp" else lambda: ReferenceCNN(kind))
-    ways = {"kernels": ours, "layers one by one": ours, "PyTorch's layers": theirs}
-    takes = {}
+    theirs = own(ReferenceMLP if network == "mlp" else partial(ReferenceCNN, kind))
+    ways = {"kernels": None, "layers one by one": None, "PyTorch's layers": theirs}
+    settings, takes = {"precision": precision} | in_cnn(network, kind), {}
     for graphed in ("",) if place.short else ("", ", graph"):
         for name, build in ways.items():
-            trainer = Trainer(build, data, settings, index.device)
+            trainer, = place.trainers(network, settings, build=build)
             trainer.network.train()
-            step = trainer.step
+            index, step = trainer.batches()[0], trainer.step
             if graphed:
                 step = partial(GraphedStep(trainer.network, trainer.optimizer), step)
 
-            def take(step=step, works=name == "kernels" and guard.works) -> None:
-                with mock.patch.object(guard, "works", works or (lambda *_: False)):
+            def take(step=step, index=index, kernels=name == "kernels") -> None:
+                chosen = agreement.choose if kernels else lambda *_: None
+                with mock.patch.object(agreement, "choose", chosen):
                     step(index)
 
             takes[name + graphed] = take
     return takes
 
 
-def milliseconds(work: Callable, device: str, count: int) -> float:
-    """Of each of some calls, by the device's own clock."""
-    import torch
-
-    if device != "cuda":
-        start = time.perf_counter()
-        for _ in range(count):
-            work()
-        return (time.perf_counter() - start) / count * 1e3
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
+def milliseconds(work: Callable, count: int) -> float:
+    """Of each of some calls."""
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    wait()
+    start = time.perf_counter()
     for _ in range(count):
         work()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end) / count
+    wait()
+    return (time.perf_counter() - start) / count * 1e3
 
 
-def spread(values: list[float]) -> str:
+def quartiles(values: list[float]) -> str:
     low, middle, high = statistics.quantiles(values, n=4)
     return f"{middle:.3f} ({low:.3f}–{high:.3f})"
 
 
 def epochs(place: Place) -> list[Row]:
     """Seconds of an epoch with its evaluation, the second one, at each batch size of the grids."""
-    import cnn.model
-    import mlp.model
-    from store.settings import Settings
-    from training import Trainer
-
     rows = []
     for network, sizes in (("cnn", (128, 256, 512, 1024)), ("mlp", (512, 1024, 2048, 4096))):
-        data = place.load(network)
-        build = cnn.model.build if network == "cnn" else mlp.model.build
         for batch_size in (32, 64) if place.short else sizes:
             for precision in ("fp32", "bf16"):
-                settings = Settings(network, batch_size, 0.001, 0.2, num_epochs=2, precision=precision,
-                                    dropout_type="2d" if network == "cnn" else None,
-                                    hidden_size=100 if network == "mlp" else None)
-                trainer = Trainer(build, data, settings, data.train.labels.device)
+                trainer, = place.trainers(network, {"batch_size": batch_size,
+                                                    "precision": precision})
                 trainer.run_epoch()
                 rows.append((f"{network.upper()} epoch, batch {batch_size}, {precision}",
                              f"{trainer.run_epoch()['seconds']:.3f} s", "", ""))
@@ -234,24 +232,15 @@ def epochs(place: Place) -> list[Row]:
 
 
 def company(place: Place) -> list[Row]:
-    """Eight MLPs side by side against one after the other: the time of an epoch, and the numbers."""
-    import torch
-
-    import mlp.model
-    from lab.side_by_side import SideBySide
-    from store.settings import Settings
-    from training import Trainer
-
-    data, rows = place.load("mlp"), []
+    """Eight MLPs side by side against one after the other: an epoch's time, and the numbers."""
+    rows = []
     for batch_size in (32,) if place.short else (512, 1024, 2048, 4096):
-        settings = [Settings("mlp", batch_size, 0.001, i / 10, num_epochs=2) for i in range(8)]
-        together, alone = ([Trainer(mlp.model.build, data, own, data.train.labels.device)
-                            for own in settings] for _ in range(2))
+        settings = [{"batch_size": batch_size, "drop_rate": i / 10} for i in range(8)]
+        together, alone = place.trainers("mlp", *settings), place.trainers("mlp", *settings)
         found = SideBySide(together).run_epoch() and SideBySide(together).run_epoch()
         expected = [trainer.run_epoch() and trainer.run_epoch() for trainer in alone]
-        same = all(torch.equal(value, own.network.state_dict()[name])
-                   for one, own in zip(alone, together, strict=True)
-                   for name, value in one.network.state_dict().items())
+        same = all(equal(one.network.state_dict(), own.network.state_dict())
+                   for one, own in zip(alone, together, strict=True))
         spent, before = (sum(row["seconds"] for row in epoch) for epoch in (found, expected))
         title = f"8 MLPs side by side, batch {batch_size}"
         rows += [(f"{title}, an epoch", f"{spent:.3f} s", f"one by one {before:.3f} s",
@@ -262,154 +251,135 @@ def company(place: Place) -> list[Row]:
 
 def run(place: Place) -> list[Row]:
     """The CNN of the study, from main.py, in both precisions."""
-    from store.settings import Settings
-
-    rows = []
+    rows, count = [], 2 if place.short else 50
     for precision, asked in (("fp32", "≤ 5 s"), ("bf16", "≤ 3 s")):
-        start, epochs = time.perf_counter(), 2 if place.short else 50
-        subprocess.run(place.train(place.folder, "--num_epochs", str(epochs), "--precision", precision),
-                       check=True)
+        start, flags = time.perf_counter(), ["--num_epochs", str(count), "--precision", precision]
+        subprocess.run(place.main(place.folder, *flags), check=True)
         spent = time.perf_counter() - start
-        settings = dataclasses.replace(
-            Settings.parse("cnn", str(place.batch_size)), precision=precision, num_epochs=epochs,
-            train_images=place.images, synthetic=not place.data_dir)
-        result = json.loads((place.folder / "cnn" / settings.name / "result.json").read_text())
-        rows.append((f"CNN, {epochs} epochs, {precision}", f"{result['seconds']:.1f} s",
-                     f"{spent:.1f} s from start to end; test accuracy {result['test_acc']:.4f}", asked))
+        result = max(place.folder.glob("cnn/*/result.json"), key=lambda path: path.stat().st_mtime)
+        config = json.loads((result.parent / "config.json").read_text())
+        result = json.loads(result.read_text())
+        rows += [(f"CNN, {count} epochs, {precision}", f"{result['seconds']:.1f} s",
+                  f"{spent:.1f} s from start to end; test accuracy {result['test_acc']:.4f}", asked),
+                 (f"noted in its config.json, {precision}", str(config.get("fast")), "", "")]
     return rows
 
 
 def grid(place: Place) -> list[Row]:
     """The CNN's grid, as far as the time goes: a run that is done counts."""
     short = ["--drop_rate", "0", "--learning_rate", "0.001", "--num_epochs", "1"] * place.short
-    subprocess.run([str(ROOT / "run_grid.sh"), "cnn", *place.flags(place.folder), *short], check=True,
-                   env={**os.environ, "PYTHON": sys.executable})
+    subprocess.run([str(ROOT / "run_grid.sh"), "cnn", *place.flags(place.folder), *short],
+                   check=True, env={**os.environ, "PYTHON": sys.executable})
     return []
 
 
-# The order, and the seconds that each may take.
-STEPS = {tests: 150, resume: 80, graph: 60, steps: 120, epochs: 90, company: 60, run: 100, grid: 480}
+# In this order, so many seconds at most: first what decides most.
+STEPS = {kernels: 70, tests: 110, graph: 60, steps: 120, resume: 80, epochs: 90, company: 60,
+         run: 100, grid: 1e6}
 
 
-# Their order, their time, the table
+# Their time, and the table
 
 
-def attempt(place: Place, step: Callable, arguments: list[str], seconds: float) -> str:
-    """Run a step in a process of its own; why it failed, in words, or nothing."""
-    environment = dict(os.environ)
-    if step in (run, grid) and rows_of(place, graph)[:1] and rows_of(place, graph)[0][1] == "yes":
+def attempt(place: Place, step: Callable, arguments: list[str], left: float) -> list[Row]:
+    """Run a step in a process of its own, and note if it fails. Rows of one that time cut short."""
+    environment, note = {**os.environ, "PYTHONUNBUFFERED": "1"}, note_of(place, step)
+    if step in (run, grid) and [row[1] for row in rows_of(place, graph)] == ["yes"]:
         environment["CUDA_GRAPH"] = "1"  # this card has just confirmed it
     command = [sys.executable, __file__, *arguments, "--step", step.__name__]
-    return within(seconds, command, place.folder / "steps" / f"{step.__name__}.log", environment)
+    limit, reason = min(left, STEPS[step]), "no time left"
+    if left > 5:
+        reason = within(limit, command, note.with_suffix(".log"), environment)
+    rows = [(f"step {step.__name__}", "not done", reason.replace("|", "/"), "")] if reason else []
+    if reason.startswith("exit") or reason and limit < left:
+        write_rows(note, rows)
+        return []
+    return rows
 
 
 def within(seconds: float, command: list[str], log: Path, environment: dict) -> str:
-    """Run a command that may take so long; why it failed, in words, or nothing."""
+    """Run a command with all that it starts; why it failed, in words, or nothing."""
+    limited = ["timeout", "--kill-after=10", f"{seconds:.0f}", *command]
     with open(log, "w") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment,
-                                   start_new_session=True)
-    try:
-        code = process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        with contextlib.suppress(ProcessLookupError):  # until nothing is left of its group
-            os.killpg(process.pid, signal.SIGTERM)
-            end = time.monotonic() + 10  # for run_grid.sh to end its workers
-            while time.monotonic() < end:
-                process.poll()
-                os.killpg(process.pid, 0)
-                time.sleep(0.05)
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        code = subprocess.run(limited, stdout=output, stderr=output, env=environment).returncode
+    if code in (124, 137, -9):  # told to end, killed
         return f"stopped after {seconds:.0f} s"
     last = log.read_text(errors="replace").strip().splitlines()[-1:]
     return f"exit code {code}: {''.join(last)[:150]}" if code else ""
 
 
+def note_of(place: Place, step: Callable) -> Path:
+    return place.folder / "steps" / f"{step.__name__}.json"
+
+
+def write_rows(path: Path, rows: list[Row]) -> None:
+    path.with_suffix(".tmp").write_text(json.dumps(rows))
+    path.with_suffix(".tmp").rename(path)
+
+
 def rows_of(place: Place, step: Callable) -> list[Row]:
-    try:
-        return json.loads((place.folder / "steps" / f"{step.__name__}.json").read_text())
-    except OSError:
-        return []
+    note = note_of(place, step)
+    return json.loads(note.read_text()) if note.exists() else []
 
 
-def grid_so_far(place: Place) -> list[Row]:
-    results = [json.loads(path.read_text()) for path in place.folder.glob("cnn/*_seed0*/result.json")]
+def write_table(place: Place, unfinished: list[Row]) -> list[Row]:
+    """The table of all that is known so far; returns its rows."""
+    results = [json.loads(path.read_text())
+               for path in place.folder.glob("cnn/*_seed0*/result.json")]
     seconds = sum(result["seconds"] for result in results)
-    return [("CNN runs finished here", f"{len(results)}, in {seconds:.0f} s of training",
-             f"a grid of {GRID}", "≤ 5 min fp32, ≤ 3 min bf16")]
-
-
-def write_table(place: Place, failures: dict[str, str]) -> str:
-    """The table of all that is known so far."""
-    rows = [tuple(row) for step in STEPS for row in rows_of(place, step)] + grid_so_far(place)
-    rows += [(f"step {name}", "not done", reason.replace("|", "/"), "")
-             for name, reason in failures.items()]
-    table = f"{about(place)}\n\n{HEAD}" + "".join(f"| {' | '.join(row)} |\n" for row in rows)
-    (place.folder / "table.md").write_text(table)
-    return table
+    rows = [row for step in STEPS for row in rows_of(place, step)] + unfinished
+    rows.append(("CNN runs finished here", f"{len(results)}, in {seconds:.0f} s of training",
+                 f"a grid of {GRID}", "≤ 5 min fp32, ≤ 3 min bf16"))
+    table = "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    (place.folder / "table.md").write_text(f"{about(place)}\n\n{HEAD}{table}")
+    return rows
 
 
 def about(place: Place) -> str:
     """Card, driver and versions, and the code."""
-    import torch
-
-    from fast.machine import choose_device, versions
-    from fast.processor import processor
-    from store.code import code_version
-
-    device = torch.device(choose_device(place.device))
+    device = torch.device(machine.choose_device(place.device))
     card = torch.cuda.get_device_name() if device.type == "cuda" else f"no card, {processor()}"
-    facts = {**versions(device), **code_version(True), "data": Path(place.data_dir or "synthetic").name}
-    with contextlib.suppress(ImportError):
-        import triton
-
-        facts["triton"] = triton.__version__
+    facts = {**machine.versions(device), **code_version(True),
+             "data": Path(place.data_dir or "synthetic").name}
+    for package in ("numpy", "triton"):
+        if importlib.util.find_spec(package):
+            facts[package] = importlib.metadata.version(package)
     return f"{time.strftime('%Y-%m-%d')}, {card}; " + ", ".join(f"{k} {v}" for k, v in facts.items())
-
-
-def drop_weights(folder: Path) -> None:
-    """What plot.py does not need of finished runs."""
-    for result in folder.glob("*/*_seed*/result.json"):
-        for path in result.parent.glob("*.pt"):
-            path.unlink()
 
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data_dir", help="an image folder or CIFAR-10; default: generated")
-    parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "gpu", help="default: runs/gpu")
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--seconds", type=float, default=480, help="for all steps together, default 480")
-    parser.add_argument("--step", help=argparse.SUPPRESS)
+    add = parser.add_argument
+    add("--data_dir", help="an image folder or CIFAR-10; default: generated")
+    add("--folder", type=Path, default=ROOT / "runs" / "gpu", help="default: runs/gpu")
+    add("--device", choices=("cuda", "cpu"), default="cuda")
+    add("--seconds", type=float, default=480, help="for all steps together, default 480")
+    add("--step", choices=[step.__name__ for step in STEPS], help=argparse.SUPPRESS)
     return parser
 
 
 def main() -> int:
     options = parser().parse_args()
-    place, deadline = Place(options), time.monotonic() + options.seconds
-    noted = place.folder / "steps"
+    place, end, rows, unfinished = Place(options), time.monotonic() + options.seconds, [], []
     if options.step:
-        rows = globals()[options.step](place)
-        (noted / f"{options.step}.tmp").write_text(json.dumps(rows))
-        (noted / f"{options.step}.tmp").rename(noted / f"{options.step}.json")
+        step = globals()[options.step]
+        write_rows(note_of(place, step), step(place))
         return 0
-    noted.mkdir(parents=True, exist_ok=True)
-    failures: dict[str, str] = {}
-    for step, limit in STEPS.items():
-        left = deadline - time.monotonic() - 15  # for the table
-        if (noted / f"{step.__name__}.json").exists():
-            continue
-        print(f"{step.__name__}: {step.__doc__}", flush=True)
-        reason = attempt(place, step, sys.argv[1:], min(limit, left)) if left > 5 else "no time left"
-        if reason:
-            failures[step.__name__] = reason
-            print(f"  {reason}", flush=True)
-        write_table(place, failures)
-    drop_weights(place.folder)
+    (place.folder / "steps").mkdir(parents=True, exist_ok=True)
+    for step in STEPS:
+        if not note_of(place, step).exists():
+            print(f"{step.__name__}: {step.__doc__}", flush=True)
+            left = end - time.monotonic() - 15  # for the table
+            unfinished += attempt(place, step, sys.argv[1:], left)
+            rows = write_table(place, unfinished)
+    for result in place.folder.glob("*/*_seed*/result.json"):  # plot.py needs no weights
+        for path in result.parent.glob("*.pt"):
+            path.unlink()
     shutil.rmtree(place.folder / "logs", ignore_errors=True)
-    print("\n" + write_table(place, failures))
-    return 1 if failures else 0
+    rows = write_table(place, unfinished)
+    print("\n" + (place.folder / "table.md").read_text())
+    return int(any(row[1] == "not done" for row in rows))
 
 
 if __name__ == "__main__":

@@ -27,9 +27,10 @@ import layers.functional
 import layers.modules
 from layers import BatchNorm, BatchNorm1d, BatchNorm2d, Dropout, Dropout2d
 
+PLAIN = (nn.Parameter, Tensor, type(None))
 OURS = (BatchNorm1d, BatchNorm2d, Dropout, Dropout2d)
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}  # of a tensor's error, relative to its
-# norm or, should that be larger, to that of y: a gradient may be zero but for rounding
+# norm or, for a gradient, should that be larger, to that of y: it may be zero but for rounding
 
 
 def pieces() -> list:
@@ -46,7 +47,7 @@ def pieces() -> list:
 ORIGINAL = pieces()  # as they were written
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Faster:
     """A function of x and modules; `variant` tells which of its variants would compute them, if
     any, and `trial` gives a small input that takes all branches of a variant: x, the modules, and
@@ -74,8 +75,7 @@ def choose(candidates: tuple[Faster, ...], definition: Callable, x: Tensor,
     if type(x) is Tensor and eager() and unwatched() and all(map(untouched, modules)):
         for each in candidates:
             variant = each.variant(x, *modules)
-            if variant is not None and (each.trial is None
-                                        or agrees(each, definition, variant)):
+            if variant is not None and agrees(each, definition, variant):
                 return each.function
     return None
 
@@ -102,25 +102,43 @@ def unwatched() -> bool:
 def untouched(module: nn.Module) -> bool:
     """Whether no hook, wrapper or foreign kind of tensor is in a module."""
     own = module.__dict__
+    for each in (*own["_parameters"].values(), *own["_buffers"].values()):
+        if type(each) not in PLAIN:
+            return False
     return not ("forward" in own or own["_forward_hooks"] or own["_forward_pre_hooks"]
                 or own["_backward_hooks"] or own["_backward_pre_hooks"]
-                or module._compiled_call_impl is not None or _has_any_global_hook()
-                or any(type(each) not in (nn.Parameter, Tensor, type(None))
-                       for each in (*own["_parameters"].values(), *own["_buffers"].values())))
+                or module._compiled_call_impl is not None or _has_any_global_hook())
 
 
 # Agreement
 
 
-@functools.cache
+OUTCOMES: dict[str, str] = {}  # by what a candidate is: "used", or why not
+
+
 def agrees(candidate: Faster, definition: Callable, variant: Hashable) -> bool:
-    """Whether a candidate gives what the definition does; if not, a line says so."""
+    """Whether a candidate gives what the definition does; want of memory may pass."""
+    try:
+        return tried(candidate, definition, variant)
+    except torch.OutOfMemoryError:
+        return False
+
+
+@functools.cache
+def tried(candidate: Faster, definition: Callable, variant: Hashable) -> bool:
+    """`agrees`, once in a process; if not, a line says so."""
     try:
         fault = difference(candidate, definition, variant)
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:  # no compiler, a card that it does not know
         fault = error
     if fault:
-        say_slower(f"{candidate.what} is not used", fault)
+        manner = "does not work here" if isinstance(fault, Exception) else (
+            "differs from the modules, so these run")
+        reason = say_slower(f"{candidate.what} {manner}", fault)
+        OUTCOMES[candidate.what] = f"not used: {reason}"
+    OUTCOMES.setdefault(candidate.what, "used")
     return not fault
 
 
@@ -133,9 +151,10 @@ def difference(candidate: Faster, definition: Callable, variant: Hashable) -> st
     limit, least = TOLERANCE[found["y"].dtype], expected["y"].double().norm().cpu()
     for name, value in expected.items():
         value, other = value.double().cpu(), found[name].double().cpu()
-        error = (other - value).norm() / value.norm().clamp(min=least)
-        if value.shape != other.shape or not error <= limit:
-            return f"{name} is off by {error:.1g}"
+        error = (other - value).norm()
+        scale = value.norm().clamp(min=least if name.startswith("the gradient") else 0)
+        if value.shape != other.shape or not error <= limit * scale:
+            return f"{name} is off by {error / scale:.1g}"
     return ""
 
 
@@ -158,19 +177,24 @@ def outcome(function: Callable, candidate: Faster, variant: Hashable) -> dict[st
     half = options.pop("half", False)
     options = options if function is candidate.function else {}
     torch.manual_seed(1)
-    with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
-        y = function(x.requires_grad_(), *modules, **options)
     inputs = {"x": x} | {f"{type(module).__name__}'s {name}": parameter for module in modules
                          for name, parameter in module.named_parameters()}
+    if not any(values.requires_grad for values in inputs.values()):
+        inputs = {}  # a trial without derivatives
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
+        y = function(x.requires_grad_(bool(inputs)), *modules, **options)
     g = torch.arange(y.numel(), device=y.device).view(y.shape).cos().to(y.dtype)
-    gradients = torch.autograd.grad(y, list(inputs.values()), g)
+    gradients = torch.autograd.grad(y, list(inputs.values()), g, allow_unused=True,
+                                    materialize_grads=True) if inputs else []
     tracked = {name: buffer for module in modules for name, buffer in module.named_buffers()}
     return {"y": y.detach(), **tracked, "the next random number": torch.rand(1, device=x.device)
             } | {f"the gradient of {name}": gradient
                  for name, gradient in zip(inputs, gradients, strict=True)}
 
 
-def say_slower(what: str, why: str | Exception) -> None:
+def say_slower(what: str, why: str | Exception) -> str:
     """Where a faster way does not work, one line says so, and the plain one is taken."""
     reason = f"{type(why).__name__}: {why}" if isinstance(why, Exception) else why
-    print(f"{what}, which is slower: {' '.join(reason.split())[:200]}", file=sys.stderr)
+    reason = " ".join(reason.split())[:200]
+    print(f"{what}, which is slower: {reason}", file=sys.stderr)
+    return reason

@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fast.conditions import drop_rate
 from fast.normalize import batch_norm_in_training, differentiate, parameter_gradients
 from layers import BatchNorm2d, Dropout2d, batch_norm
 from layers.functional import accumulator, dropout_mask, per_channel, random_bits, threshold
@@ -30,11 +31,6 @@ from layers.functional import accumulator, dropout_mask, per_channel, random_bit
 SLICE_VALUES = 5 << 18  # of the convolution's output (5 MB) at a time: they stay in the cache
 POOL = ([2, 2], [2, 2], [0, 0], [1, 1], False)  # window, stride, padding, dilation, ceil_mode
 CONV = ([1, 1], [0, 0], [1, 1], False, [0, 0], 1)  # stride, padding, dilation, none, none, groups
-
-
-def drop_rate(dropout: nn.Module) -> float:
-    """The probability with which it drops now."""
-    return 0.0 if type(dropout) is nn.Identity else dropout.rate()
 
 
 def plain_derivative(g: Tensor) -> bool:
@@ -138,8 +134,9 @@ class NormReluPool(torch.autograd.Function):
         for part, some, out in zip(*(each.split(rows) for each in (pooled, mask, y)), strict=True):
             part = widened(part, work)
             result = out if out.dtype == part.dtype else part
-            torch.addcmul(offset, part, scale, out=result).relu_()
-            torch.mul(result, some, out=out)
+            torch.addcmul(offset, part, scale, out=result).relu_().mul_(some)
+            if result is not out:
+                out.copy_(result)
         ctx.factor, ctx.eps, ctx.rows, ctx.n = 1 / (1 - p), eps, rows, N * H * W
         ctx.save_for_backward(x, kernel, conv_bias, weight, bias, mean, r, scale, pooled, chosen, y,
                               *large)

@@ -12,34 +12,10 @@ from torch import Tensor, nn
 
 from fast import blocks, linear
 from fast.agreement import Faster
-from fast.blocks import drop_rate
+from fast.conditions import block_trial, convolves, drop_rate, drops, normalizes, there
 from fast.gpu import guard
 from fast.normalize import normalize
-from layers import BatchNorm1d, BatchNorm2d, Dropout, Dropout2d
-
-DROPOUTS = (nn.Identity, Dropout, Dropout2d)
-
-
-def on_cpu(x: Tensor, *modules: nn.Module) -> bool:
-    """Whether a CPU has x and all parameters and statistics, in one type, and some samples."""
-    values = [x, *(value for module in modules for value in (
-        *module._parameters.values(), module._buffers.get("running_mean"),
-        module._buffers.get("running_var")) if value is not None)]
-    return (len(x) > 0 and x.dtype in (torch.float32, torch.float64)
-            and all(value.dtype == x.dtype and value.device.type == "cpu" for value in values))
-
-
-def normalizes(norm: nn.Module, size: int) -> bool:
-    """Whether it is one of ours, whole, for `size` channels."""
-    own = norm.weight, norm.bias, norm.running_mean, norm.running_var
-    return (norm.eps > 0 and not norm.detach_statistics
-            and (norm.running_mean is None) == (norm.running_var is None)
-            and all(values is None or values.shape == (size,) for values in own))
-
-
-def drops(dropout: nn.Module) -> bool:
-    return type(dropout) in DROPOUTS and not getattr(dropout, "inplace", False)
-
+from layers import BatchNorm1d, BatchNorm2d, Dropout
 
 # The CNN's block on a CPU
 
@@ -47,9 +23,11 @@ def drops(dropout: nn.Module) -> bool:
 def cnn_variant(x: Tensor, conv: nn.Module, norm: nn.Module, dropout: nn.Module) -> Hashable | None:
     """Kind of dropout, whether it trains, whether in bf16."""
     half = torch.is_autocast_enabled("cpu")
-    if not (type(conv) is nn.Conv2d and type(norm) is BatchNorm2d and drops(dropout)
-            and on_cpu(x, conv, norm) and x.dim() == 4 and convolves(conv, x)
-            and normalizes(norm, conv.out_channels)
+    if not (x.device.type == "cpu" and type(conv) is nn.Conv2d and type(norm) is BatchNorm2d
+            and drops(dropout) and convolves(conv, x) and len(x) > 0
+            and x.dtype in (torch.float32, torch.float64)
+            and normalizes(norm, conv.out_channels, x.device, x.dtype)
+            and there(x.device, x.dtype, *conv._parameters.values())
             and (not half or x.dtype == torch.float32
                  and torch.get_autocast_dtype("cpu") == torch.bfloat16)):
         return None
@@ -60,27 +38,10 @@ def cnn_variant(x: Tensor, conv: nn.Module, norm: nn.Module, dropout: nn.Module)
     return kind, trains, half, norm.training
 
 
-def convolves(conv: nn.Conv2d, x: Tensor) -> bool:
-    """Whether it is plain, and gives at least one window for MaxPool."""
-    plain = (conv.stride == conv.dilation == (1, 1) and conv.padding == (0, 0)
-             and conv.groups == 1 and conv.padding_mode == "zeros")
-    return (plain and x.size(1) == conv.in_channels
-            and all(size > side for size, side in zip(x.shape[2:], conv.kernel_size, strict=True)))
-
-
 def cnn_trial(variant: tuple, device: str = "cpu") -> tuple[Tensor, list[nn.Module], dict]:
-    """Weights of both signs, an odd edge, and several slices, the last one smaller."""
+    """Several slices, the last one smaller; an odd edge."""
     kind, trains, half, training = variant
-    conv, norm = nn.Conv2d(3, 8, 3), BatchNorm2d(8, track_running_stats=training or not trains)
-    norm.load_state_dict({name: torch.randn_like(values) if "running_var" not in name
-                          else torch.rand_like(values) + 0.5
-                          for name, values in norm.state_dict().items()
-                          if values.is_floating_point()}, strict=False)
-    modules = [conv, norm, nn.Identity() if kind is nn.Identity else kind(0.4)]
-    for module in modules:
-        module.to(device, memory_format=torch.channels_last).train(training)
-    x = torch.randn(5, 3, 9, 8) + 1
-    x = x.to(device).contiguous(memory_format=torch.channels_last)
+    x, modules = block_trial((5, 3, 9, 8), 8, kind, trains, training, torch.device(device))
     return x, modules, {"half": half, "slice_values": 2 * 8 * 7 * 6}
 
 
@@ -120,29 +81,7 @@ def early_trial(variant: tuple) -> tuple[Tensor, list[nn.Module], dict]:
 
 
 EARLY = Faster("pooling early", pool_early, early_variant, early_trial)
-
-
-# The kernels for a GPU
-
-
-def cnn_kernel(x: Tensor, conv: nn.Conv2d, norm: nn.Module, dropout: nn.Module) -> Tensor:
-    x = conv(x)
-    kernel = guard.cnn_block(x, norm, dropout)
-    return kernel(x, norm, dropout) if kernel else F.max_pool2d(dropout(F.relu(norm(x))), 2)
-
-
-def mlp_kernel(x: Tensor, norms, dropouts) -> Tensor:
-    """Of one network, or of several side by side: a stack of x, norms and dropouts."""
-    if isinstance(norms, nn.Module):
-        norms, dropouts = [norms], [dropouts]
-    return guard.blocks().norm_relu_dropout(x, norms, dropouts)
-
-
-CNN_KERNEL = Faster("the GPU kernels for the CNN's block", cnn_kernel,
-                    lambda x, conv, norm, dropout: guard.on_gpu(x) or None, None)
-MLP_KERNEL = Faster("the GPU kernels for the MLP's block", mlp_kernel,
-                    lambda x, norm, dropout: guard.mlp_block(x, norm, dropout), None)
-CNN_BLOCK = (CNN_KERNEL, FUSED, EARLY)
+CNN_BLOCK = (guard.CNN, FUSED, EARLY)
 
 
 # The MLP's block and product
@@ -169,7 +108,7 @@ def hidden_trial(variant: tuple) -> tuple[Tensor, list[nn.Module], dict]:
     return (torch.randn(9, 6) + 1).to(device), modules, {}
 
 
-HIDDEN = (MLP_KERNEL, Faster("the MLP's block", hidden, hidden_variant, hidden_trial))
+HIDDEN = (guard.MLP, Faster("the MLP's block", hidden, hidden_variant, hidden_trial))
 
 
 def product_variant(x: Tensor, layer: nn.Module) -> Hashable | None:

@@ -8,10 +8,10 @@ they are one product, which reads the images from memory once instead of eight t
 sums a column in the same order whatever stands beside it, with 100 hidden units on up to 32
 threads. MKL does not.
 
-On a GPU starting kernels takes most of the time. There the blocks are one kernel for all. Each
-network keeps products of its own: cuBLAS chooses its kernel by the shape, so that of a joint
-product, batched or wide, would round by the company, and a run may go on in another one. No one
-has run this on a card yet; `make gpu` compares it with networks one by one.
+On a GPU they share the batch and the optimizers' steps. Each network keeps products of its own:
+cuBLAS chooses its kernel by the shape, so that of a joint product, batched or wide, would round by
+the company, and a run may go on in another one. Nobody has run this on a card yet; `make gpu`
+compares it with networks one by one.
 """
 
 import contextlib
@@ -22,12 +22,9 @@ import torch
 from torch import Tensor
 
 from fast.adam import step_together
-from fast.agreement import choose
-from fast.choice import MLP_KERNEL
 from fast.linear import applies, linear
-from mlp.model import block
-from store.images import evaluation_batches
-from training import Trainer, batch, cross_entropy, logits_of
+from store.images import evaluation_batches, take
+from training import Trainer, cross_entropy, logits_of
 
 
 class Linears(torch.autograd.Function):
@@ -69,7 +66,7 @@ class SideBySide:
         data = self.trainers[0].data
         order = self.start()
         for step, index in enumerate(order.split(self.trainers[0].settings.batch_size)):
-            self.step(step, *batch(data.train, index))
+            self.step(step, *take(data.train, index))
             on_step()
         for trainer in self.trainers:
             trainer.network.eval()
@@ -115,19 +112,8 @@ class SideBySide:
 
     def begun(self, x: Tensor) -> list[tuple[Callable, Tensor]]:
         """The layers that each network still has to compute, and their input."""
-        hidden = dict(zip(self.trainers, self.linear1(x), strict=True))
-        begun = {trainer: (trainer.network.after_linear1, own) for trainer, own in hidden.items()}
-        kernels = [choose((MLP_KERNEL,), block.__wrapped__, own, trainer.network.norm,
-                          trainer.network.dropout) for trainer, own in hidden.items()]
-        if together := [trainer for trainer, kernel in zip(hidden, kernels, strict=True) if kernel]:
-            networks = [trainer.network for trainer in together]
-            with self.random_numbers(together[0]):  # of one seed, they all draw these
-                y = next(filter(None, kernels))(torch.stack([hidden[one] for one in together]),
-                                                [network.norm for network in networks],
-                                                [network.dropout for network in networks])
-            for trainer, own in zip(together, y.unbind(), strict=True):
-                begun[trainer] = trainer.network.after_block1, own
-        return list(begun.values())
+        return [(trainer.network.after_linear1, own)
+                for trainer, own in zip(self.trainers, self.linear1(x), strict=True)]
 
     def linear1(self, x: Tensor) -> tuple[Tensor, ...]:
         """The first layer of each network."""

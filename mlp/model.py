@@ -55,9 +55,7 @@ class MLP(nn.Module):
 
     def after_linear1(self, x: Tensor) -> Tensor:
         """All behind linear1, which lab/side_by_side.py computes for several MLPs at once."""
-        return self.after_block1(block(x, self.norm, self.dropout))
-
-    def after_block1(self, x: Tensor) -> Tensor:
+        x = block(x, self.norm, self.dropout)
         for linear, norm in self.deeper:
             x = block(linear(x), norm, self.dropout)
         return self.linear2(x)

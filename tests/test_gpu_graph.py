@@ -80,7 +80,7 @@ def test_a_graph_computes_what_the_step_does(device, steps_before):
     expected = plain.take()
     torch.manual_seed(1)
     found = other.take()
-    assert graph.replay is not None
+    assert graph.replay is not None and graph.outcome == "recorded"
     assert len(found) == len(expected) and all(map(torch.equal, found, expected))
 
 
@@ -103,6 +103,64 @@ def test_a_step_that_cannot_be_recorded_goes_on_without_a_graph(after):
         found = other.take()
     assert all(map(torch.equal, found, expected))
     assert len(said.getvalue().splitlines()) == 1 and "not permitted when" in said.getvalue()
+    assert other.run.func.outcome.startswith("not recorded: RuntimeError: operation not permitted")
+
+
+class Card:
+    """Stands in for a card: its streams, its generator, and a graph that cannot be captured."""
+
+    class Stream:
+        device = "cuda:0"
+
+        def wait_stream(self, other) -> None:
+            pass
+
+    class Generator:
+        captures, seeds = False, 5
+
+        def clone_state(self):
+            spare = Card.Generator()
+            spare.seeds = self.seeds
+            return spare
+
+        def graphsafe_set_state(self, spare) -> None:
+            vars(self).update(captures=spare.captures, seeds=spare.seeds)
+
+    class Graph:
+        def capture_begin(self, **options) -> None:
+            Card.generator.captures = True
+
+        def capture_end(self) -> None:
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    def __init__(self, monkeypatch):
+        Card.generator, self.stream = Card.Generator(), Card.Stream()
+        for name, value in {"Stream": Card.Stream, "CUDAGraph": Card.Graph,
+                            "current_stream": lambda device=None: self.stream,
+                            "set_stream": lambda stream: setattr(self, "stream", stream),
+                            "_get_device_index": lambda *_: 0, "current_device": lambda: 0,
+                            "default_generators": [Card.generator],
+                            "synchronize": lambda: None, "empty_cache": lambda: None}.items():
+            monkeypatch.setattr(torch.cuda, name, value)
+        monkeypatch.setattr(torch.cuda.graph, "default_capture_stream", Card.Stream())
+
+
+def test_a_capture_that_fails_gives_stream_and_generator_back(monkeypatch):
+    """PyTorch itself then stays on the capture's stream, and its generator in capture."""
+    card, calls = Card(monkeypatch), []
+    before = card.stream
+
+    def step():
+        calls.append(card.stream)
+        Card.generator.seeds += 1
+        if len(calls) == 4:
+            raise ValueError("not permitted when stream is capturing")
+
+    with pytest.raises(RuntimeError, match="previous error"):
+        record(step)
+    assert len(calls) == 4 and before not in calls, "warmed up and captured elsewhere"
+    assert card.stream is before
+    assert not Card.generator.captures and Card.generator.seeds == 5
 
 
 def test_results_are_not_overwritten_by_the_next_step():

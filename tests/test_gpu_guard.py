@@ -1,8 +1,10 @@
-"""fast/gpu/guard.py: the kernels are tried before use, wrong ones are found and left alone."""
+"""fast/gpu/guard.py: the kernels are tried before use; wrong ones are found and left alone."""
 
 import contextlib
+import functools
 import inspect
 import io
+import shutil
 import subprocess
 import sys
 from unittest import mock
@@ -12,52 +14,75 @@ import torch
 from apart import DEVICE, on_kernels
 from comparison import normal
 from conftest import ROOT
-from fast.batch import batch
 from torch import nn
 
-from cnn.model import CNN
-from fast import choice
+import cnn.model
+import mlp.model
+from fast import agreement
 from fast.gpu import guard
 from layers import BatchNorm1d, BatchNorm2d, Dropout, Dropout2d
-from load_data import Split
-from mlp.model import MLP
-from store.images import take
 
-DTYPES = [torch.float32, torch.bfloat16]
+CNN, MLP = cnn.model.block.__wrapped__, mlp.model.block.__wrapped__
+EVALUATION = nn.Identity, False, False, False
 
 
-def test_philox_gives_the_published_numbers():
-    """Random123's known answer for a counter and a key of zeros."""
-    numbers = [each.item() for each in guard.philox(0, torch.tensor(0))]
-    assert numbers == [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]
+def here(*variant) -> tuple:
+    return *variant, torch.device(DEVICE, 0) if DEVICE == "cuda" else torch.device(DEVICE)
 
 
-def test_masks_of_the_kernel_keep_the_rate():
-    mask = guard.kept_by_value(torch.tensor([5]), 0.3, (8, 16, 32, 32)).double()
-    n = mask.numel()
-    assert abs(mask.mean() - 0.7) < 5 * (0.21 / n) ** 0.5
-    flat = (mask - mask.mean()).flatten()
-    assert abs((flat[1:] * flat[:-1]).mean()) < 5 * 0.21 / n ** 0.5
+def said(work) -> tuple:
+    """What some work returns, and the lines that it says of slower ways."""
+    agreement.tried.cache_clear()
+    with contextlib.redirect_stderr(io.StringIO()) as lines:
+        found = work()
+    agreement.tried.cache_clear()
+    return found, lines.getvalue().splitlines()
 
 
-@pytest.mark.parametrize("kind", ["pool", "pool by value", "columns", "batch"])
+VARIANTS = [*((guard.CNN, CNN, (kind, half, True, True)) for half in (False, True)
+              for kind in (nn.Identity, Dropout, Dropout2d)),
+            (guard.CNN, CNN, (nn.Identity, False, True, False)),  # without running statistics
+            (guard.CNN, CNN, EVALUATION), (guard.CNN, CNN, (nn.Identity, True, False, False)),
+            *((guard.MLP, MLP, (kind, dtype, True)) for kind in (nn.Identity, Dropout)
+              for dtype in (torch.float32, torch.bfloat16)),
+            (guard.MLP, MLP, (Dropout, torch.float32, False))]
+
+
 @on_kernels
-def test_guard_finds_the_kernels_right_and_draws_no_random_number(kind):
+def test_the_kernels_agree_with_the_modules_and_draw_no_random_number():
     state = torch.get_rng_state()
-    for dtype in DTYPES:
+    for candidate, definition, variant in VARIANTS:
         with torch.no_grad():
-            assert guard.works(kind, dtype, torch.device(DEVICE))
+            trial = functools.partial(agreement.agrees, candidate, definition, here(*variant))
+            assert said(trial) == (True, []), variant
     assert torch.equal(torch.get_rng_state(), state)
 
 
-OUTPUTS = [("pool", "pool_kernel", "pooled"), ("pool", "pool_kernel", "code"),
-           ("pool by value", "pool_kernel", "parts"), ("pool", "statistics_kernel", "stats"),
-           ("pool", "forward_kernel", "y"), ("pool", "sums_kernel", "parts"),
-           ("pool", "add_kernel", "sums"), ("pool", "backward_kernel", "dx"),
-           ("pool", "evaluation_kernel", "y"), ("columns", "columns_forward_kernel", "y"),
-           ("columns", "columns_forward_kernel", "stats"),
-           ("columns", "columns_backward_kernel", "sums"),
-           ("columns", "columns_backward_kernel", "dx"), ("batch", "batch_kernel", "x")]
+@pytest.mark.parametrize("mode", ["inference_mode", "default dtype", "default device", "autocast"])
+@on_kernels
+def test_the_kernels_agree_whatever_mode_asks(mode):
+    variant = here(Dropout2d, False, True, True)
+    modes = {"inference_mode": torch.inference_mode(), "autocast": torch.autocast(DEVICE, torch.bfloat16),
+             "default device": torch.device("meta"), "default dtype": contextlib.nullcontext()}
+    if mode == "default dtype":
+        torch.set_default_dtype(torch.float64)
+    try:
+        with modes[mode]:
+            assert said(lambda: agreement.agrees(guard.CNN, CNN, variant)) == (True, [])
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+TRAINING = Dropout2d, False, True, True
+OUTPUTS = [(TRAINING, "pool_kernel", "pooled"), (TRAINING, "pool_kernel", "code"),
+           ((Dropout, False, True, True), "pool_kernel", "stats"), (TRAINING, "statistics_kernel", "stats"),
+           (TRAINING, "statistics_kernel", "mean"), (TRAINING, "statistics_kernel", "variance"),
+           (TRAINING, "statistics_kernel", "count"), (TRAINING, "forward_kernel", "y"),
+           (TRAINING, "sums_kernel", "sums"), (TRAINING, "add_kernel", "sums"),
+           (TRAINING, "backward_kernel", "dx"), (EVALUATION, "evaluation_kernel", "y"),
+           *(((Dropout, torch.float32, True), f"columns_{name}_kernel", output)
+             for name, outputs in (("forward", ("y", "stats", "mean", "count")), ("backward", ("sums", "dx")))
+             for output in outputs)]
 
 
 class Broken:
@@ -75,89 +100,112 @@ class Broken:
         return run
 
 
-@pytest.mark.parametrize("kind, kernel, output", OUTPUTS)
-@on_kernels
-def test_guard_finds_each_wrong_result_and_says_so_once(kind, kernel, output):
+class OneRound:
+    """A kernel whose programs stop after their first round, as if there were a program for each."""
+
+    def __init__(self, kernel):
+        self.kernel = kernel
+
+    def __getitem__(self, grid):
+        def run(x, *arguments, **constants):
+            few = x[:grid[0] * 16 // ((x.size(2) // 2) * (x.size(3) // 2))]  # its windows
+            self.kernel[grid](few, *arguments[:5], len(few), *arguments[6:], **constants)
+        return run
+
+
+def outcome(candidate, variant: tuple, name: str, kernel) -> tuple:
     from fast.gpu import kernels
 
-    broken, said = Broken(getattr(kernels, kernel), output), io.StringIO()
-    guard.works.cache_clear()
-    with mock.patch.object(kernels, kernel, broken), contextlib.redirect_stderr(said):
-        for _ in range(2):
-            assert not guard.works(kind, torch.float32, torch.device(DEVICE))
-    guard.works.cache_clear()
-    assert len(said.getvalue().splitlines()) == 1 and f"'{kind}'" in said.getvalue()
+    definition = CNN if candidate is guard.CNN else MLP
+    with mock.patch.object(kernels, name, kernel):
+        return said(lambda: [agreement.agrees(candidate, definition, here(*variant)) for _ in range(2)])
+
+
+@pytest.mark.parametrize("variant, kernel, output", OUTPUTS)
+@on_kernels
+def test_each_wrong_result_is_found_and_said_once(variant, kernel, output):
+    from fast.gpu import kernels
+
+    candidate = guard.MLP if kernel.startswith("columns") else guard.CNN
+    found, lines = outcome(candidate, variant, kernel, Broken(getattr(kernels, kernel), output))
+    assert found == [False, False] and len(lines) == 1 and lines[0].startswith(candidate.what)
+    assert agreement.OUTCOMES[candidate.what].startswith("not used: ")
 
 
 @on_kernels
-def test_guard_survives_kernels_that_do_not_build():
+def test_programs_that_stop_after_their_first_round_are_found():
     from fast.gpu import kernels
 
-    said = io.StringIO()
-    guard.works.cache_clear()
-    with mock.patch.object(kernels, "pool_kernel", None), contextlib.redirect_stderr(said):
-        x, norm = normal((2, 4, 4, 4), device=DEVICE), BatchNorm2d(4).to(DEVICE)
-        assert guard.cnn_block(x, norm, nn.Identity()) is None
-    guard.works.cache_clear()
-    assert len(said.getvalue().splitlines()) == 1 and "TypeError" in said.getvalue()
+    found, lines = outcome(guard.CNN, TRAINING, "pool_kernel", OneRound(kernels.pool_kernel))
+    assert found == [False, False] and len(lines) == 1
+
+
+@on_kernels
+def test_kernels_that_do_not_build_are_left_alone_with_what_is_missing(monkeypatch):
+    found, lines = outcome(guard.CNN, TRAINING, "pool_kernel", None)
+    assert found == [False, False] and len(lines) == 1 and "TypeError" in lines[0]
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setattr(guard.sysconfig, "get_path", lambda name: "/nowhere")
+    _, (line,) = outcome(guard.CNN, TRAINING, "pool_kernel", None)
+    assert "may need a C compiler and Python.h" in line
+
+
+@on_kernels
+def test_want_of_memory_is_not_remembered():
+    def full(*arguments, **constants):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    class Full:
+        __getitem__ = staticmethod(lambda grid: full)
+
+    from fast.gpu import kernels
+
+    def twice():
+        with mock.patch.object(kernels, "pool_kernel", Full()):
+            first = agreement.agrees(guard.CNN, CNN, here(*TRAINING))
+        return first, agreement.agrees(guard.CNN, CNN, here(*TRAINING))
+
+    assert said(twice) == ((False, True), [])
+
+
+@on_kernels
+def test_an_edited_layer_trains_on_a_gpu_too():
+    """What a reader changes in layers/ before the import is what trains: the kernels then differ."""
+    def forward(self, x):
+        return x * 0 + 7
+
+    with mock.patch.object(BatchNorm2d, "forward", forward):
+        found, lines = said(lambda: agreement.agrees(guard.CNN, CNN, here(*TRAINING)))
+    assert not found and len(lines) == 1
 
 
 @pytest.mark.parametrize("broken", [False, True])
 @on_kernels
 def test_networks_train_on_kernels_that_are_right_and_else_on_their_layers(broken):
-    """Whole maps are dropped alike, so the two ways give the same block."""
     from fast.gpu import blocks, kernels
 
-    cnn, mlp, said = CNN(0.3).to(DEVICE), MLP(drop_rate=0.3).to(DEVICE), io.StringIO()
-    x = normal((2, 128, 4, 4), device=DEVICE).contiguous(memory_format=torch.channels_last)
-    hidden = normal((20, 100), device=DEVICE)
+    network, x = cnn.model.CNN(0.3).to(DEVICE), normal((2, 3, 8, 8), device=DEVICE)
+    x = x.contiguous(memory_format=torch.channels_last)
     kernel = Broken(kernels.pool_kernel, "pooled") if broken else kernels.pool_kernel
-    columns = Broken(kernels.columns_forward_kernel, "y") if broken else kernels.columns_forward_kernel
-    guard.works.cache_clear()
-    with (mock.patch.object(choice, "fuses", lambda *_: False), contextlib.redirect_stderr(said),
-          mock.patch.object(kernels, "pool_kernel", kernel),
-          mock.patch.object(kernels, "columns_forward_kernel", columns)):
-        functions = [choice.faster(x, cnn.norm1, cnn.dropout),
-                     choice.faster_hidden(hidden, mlp.norm, mlp.dropout)]
-        torch.manual_seed(0)
-        found = cnn.norm_relu_dropout_pool(x, cnn.norm1)
-        mlp.after_linear1(hidden)
-    guard.works.cache_clear()
-    assert len(said.getvalue().splitlines()) == 2 * broken
-    assert functions == ([choice.pool_early, None] if broken else
-                         [blocks.norm_relu_dropout_pool, blocks.norm_relu_dropout])
+    used = []
+
+    def block(*arguments, original=blocks.norm_relu_dropout_pool):
+        used.append(len(arguments[0]))
+        return original(*arguments)
+
+    with (mock.patch.object(kernels, "pool_kernel", kernel),
+          mock.patch.object(blocks, "norm_relu_dropout_pool", block)):
+        def work():
+            torch.manual_seed(0)
+            return network.block(x, network.conv1, network.norm1)
+
+        found, lines = said(work)
+    assert used.count(2) == (not broken) and len(lines) == broken
     torch.manual_seed(0)
-    torch.testing.assert_close(found, choice.pool_early(x, cnn.norm1, cnn.dropout))
-
-
-@pytest.mark.parametrize("exact", [False, True])
-@on_kernels
-def test_a_batch_is_taken_by_the_kernel_where_no_bit_differs(exact):
-    """A product with 1 / 255 instead of the division is off by a bit in some values."""
-    from fast.gpu import blocks, kernels
-
-    class Product:
-        def __getitem__(self, grid):
-            return lambda images, index, x, *_, **__: x.copy_((images[index].float() - 128) * (1 / 255))
-
-    split, index, said = split_of(3, (3, 4, 5)), torch.tensor([2, 0], device=DEVICE), io.StringIO()
-    guard.works.cache_clear()
-    with (mock.patch.object(kernels, "batch_kernel", kernels.batch_kernel if exact else Product()),
-          contextlib.redirect_stderr(said)):
-        function = guard.batch(split.images, index)
-        found = batch(split, index)
-    guard.works.cache_clear()
-    assert function is (blocks.batch if exact else None)
-    assert all(map(torch.equal, found, take(split, index)))
-    assert len(said.getvalue().splitlines()) == (not exact)
-
-
-def split_of(n: int, shape: tuple[int, ...]) -> Split:
-    """n images of random bytes in a run's memory order."""
-    random = torch.Generator().manual_seed(n)
-    images = torch.randint(256, (n, *shape), dtype=torch.uint8, generator=random)
-    return Split(images.contiguous(memory_format=guard.memory_order(images)).to(DEVICE),
-                 torch.arange(n, device=DEVICE))
+    with mock.patch.object(agreement, "choose", lambda *_: None):
+        expected = network.block(x, network.conv1, network.norm1)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
 
 
 def test_without_a_gpu_triton_is_not_loaded():
@@ -166,39 +214,37 @@ def test_without_a_gpu_triton_is_not_loaded():
     assert subprocess.run([sys.executable, "-c", check], cwd=ROOT).returncode == 0
 
 
-def test_a_batch_is_left_to_pytorch_where_the_kernel_does_not_apply(monkeypatch):
-    monkeypatch.setattr(guard, "works", lambda *_: True)
-    monkeypatch.setattr(guard, "blocks", mock.MagicMock)
-    images, index = split_of(4, (3, 4, 5)).images.cpu(), torch.tensor([3, 0])
-    assert guard.batch(images, index) is None, "not on a GPU"
-    monkeypatch.setattr(guard, "DEVICE", "cpu")
-    assert guard.batch(images, index) and guard.batch(images.flatten(1), index)
-    for other in (images.contiguous(), images.float(), images.flatten(1)[:, ::2]):
-        assert guard.batch(other, index) is None
-    for other in (index.int(), torch.arange(4)[::2]):
-        assert guard.batch(images, other) is None
+def test_a_home_that_cannot_be_written_leaves_the_cache_under_the_runs(monkeypatch, tmp_path):
+    monkeypatch.delenv("TRITON_CACHE_DIR", raising=False)
+    monkeypatch.setenv("TRITON_HOME", str(tmp_path / "home"))
+    guard.cache_in(tmp_path)
+    assert "TRITON_CACHE_DIR" not in guard.os.environ
+    monkeypatch.setattr(guard.os, "access", lambda place, mode: place != tmp_path)
+    guard.cache_in(tmp_path / "runs")
+    assert guard.os.environ["TRITON_CACHE_DIR"] == str(tmp_path / "runs" / ".triton")
+    monkeypatch.delenv("TRITON_CACHE_DIR")
 
 
 def test_kernels_are_left_alone_where_they_do_not_apply(monkeypatch):
-    """Without a card this asks no kernel: `works` says yes to all that would be tried."""
-    monkeypatch.setattr(guard, "works", lambda *_: True)
-    monkeypatch.setattr(guard, "blocks", mock.MagicMock)
-    x, norm, dropout = normal((2, 4, 4, 4)), BatchNorm2d(4), Dropout(0.3)
-    assert guard.cnn_block(x, norm, dropout) is None, "not on a GPU"
+    x, conv, norm, dropout = normal((2, 3, 6, 6)), nn.Conv2d(3, 4, 3), BatchNorm2d(4), Dropout(0.3)
+    assert guard.cnn_variant(x, conv, norm, dropout) is None, "not on a GPU"
     monkeypatch.setattr(guard, "DEVICE", "cpu")
-    assert guard.cnn_block(x, norm, dropout)
-    for other in (x.double(), x.half(), x[:0], x[:, :, :1], x[0], x.flatten(1)):
-        assert guard.cnn_block(other, norm, dropout) is None
-    detached, half = BatchNorm2d(4, detach_statistics=True), BatchNorm2d(4, dtype=torch.bfloat16)
-    for other in (nn.Identity(), detached, half):
-        assert guard.cnn_block(x, other, dropout) is None
+    assert guard.cnn_variant(x, conv, norm, dropout) == (Dropout, False, True, True, x.device)
+    for other in (x.double(), x.half(), x[:0], x[:, :, :3], x[0], x[:, :2], x.flatten(1)):
+        assert guard.cnn_variant(other, conv, norm, dropout) is None
+    for other in (nn.Identity(), BatchNorm2d(4, detach_statistics=True), BatchNorm2d(4, momentum=None),
+                  BatchNorm2d(4, dtype=torch.bfloat16), BatchNorm2d(5), nn.BatchNorm2d(4)):
+        assert guard.cnn_variant(x, conv, other, dropout) is None
+    assert guard.cnn_variant(x, nn.Conv2d(3, 4, 3, stride=2), norm, dropout) is None
+    assert guard.cnn_variant(x, conv, norm, Dropout(0.3, inplace=True)) is None
+    with torch.autocast("cpu", torch.float16):
+        assert guard.cnn_variant(x, conv, norm, dropout) is None
     norm.eval()
-    assert guard.cnn_block(x, norm, nn.Identity()) is None, "the weight wants a gradient"
+    assert guard.cnn_variant(x, conv, norm, nn.Identity()) is None, "the weight wants a gradient"
     with torch.no_grad():
-        assert guard.cnn_block(x, norm, Dropout(0.0)) and guard.cnn_block(x, norm, dropout.eval())
-        assert guard.cnn_block(x, norm, Dropout2d(0.3)) is None, "drops in evaluation"
-    x, norm = x.flatten(1), BatchNorm1d(16)
-    for p, applies in ((0.0, True), (1e-7, False), (0.3, True), (1 - 1e-7, False), (1.0, True)):
-        assert bool(guard.mlp_block(x, norm, Dropout(p))) == applies
-    assert guard.mlp_block(x, norm, Dropout2d(0.3)) is None
-    assert guard.mlp_block(x, norm.eval(), Dropout(0.3)) is None
+        assert guard.cnn_variant(x, conv, norm, dropout.eval()) == (*EVALUATION, x.device)
+        assert guard.cnn_variant(x, conv, norm, Dropout2d(0.3)) is None, "drops in evaluation"
+    x, norm = x.flatten(1), BatchNorm1d(108)
+    assert guard.mlp_variant(x, norm, Dropout(0.3)) and not guard.mlp_variant(x, norm, Dropout2d(0.3))
+    assert guard.mlp_variant(x[:1], norm, Dropout(0.3)) is None
+    assert guard.mlp_variant(x, norm.eval(), Dropout(0.3)) is None

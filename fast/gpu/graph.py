@@ -5,7 +5,8 @@ to start them than the card to run them. A graph holds addresses, so all that ch
 step lies in tensors that stay where they are: weights, moments, running statistics, the batch's
 indices and the learning rate. Random numbers go on from the generator's state, as without a graph.
 
-Nobody has run this on a card yet, so CUDA_GRAPH=1 in the environment has to ask for it.
+CUDA_GRAPH=1 in the environment asks for it. It becomes the default, and CUDA_GRAPH=0 the way out,
+as soon as a card has confirmed it (`make gpu`).
 """
 
 import contextlib
@@ -21,20 +22,27 @@ Step = Callable[[Tensor], tuple[Tensor, ...]]
 
 
 def wants_graph(device: torch.device) -> bool:
-    return device.type == "cuda" and os.environ.get("CUDA_GRAPH") == "1"
+    return device.type == "cuda" and os.environ.get("CUDA_GRAPH", "0") == "1"
 
 
 def record(function: Callable[[], tuple[Tensor, ...]]) -> tuple[Callable, tuple[Tensor, ...]]:
     """Capture a function: what replays it, and the tensors that then hold its results."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):  # loads kernels and takes workspaces, which must not be captured
-            function()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # others may write files
-        results = function()
+    stream, before = torch.cuda.Stream(), torch.cuda.current_stream()
+    generator = torch.cuda.default_generators[torch.cuda.current_device()]
+    spare = generator.clone_state()
+    try:
+        stream.wait_stream(before)
+        with torch.cuda.stream(stream):
+            for _ in range(3):  # loads kernels and takes workspaces, which must not be captured
+                function()
+        before.wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # others may write files
+            results = function()
+    except Exception:  # PyTorch may stay on the capture's stream, and its generator in capture
+        torch.cuda.set_stream(before)
+        generator.graphsafe_set_state(spare)
+        raise
     return graph.replay, results
 
 
@@ -50,6 +58,7 @@ class GraphedStep:
         self.network, self.optimizer, self.record = network, optimizer, record
         self.index: Tensor | None = None
         self.replay: Callable | None = None  # stays None where recording fails
+        self.outcome = "no step yet"
 
     def __call__(self, step: Step, index: Tensor) -> tuple[Tensor, ...]:
         if self.index is None:
@@ -66,8 +75,9 @@ class GraphedStep:
         try:
             with unchanged(self.network, self.optimizer, self.index.device):
                 self.replay, self.results = self.record(lambda: step(self.index))
+            self.outcome = "recorded"
         except Exception as error:
-            say_slower("a step is not run as a CUDA graph", error)
+            self.outcome = f"not recorded: {say_slower('a step is not run as a CUDA graph', error)}"
 
 
 @contextlib.contextmanager

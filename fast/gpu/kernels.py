@@ -1,27 +1,28 @@
-"""Batches, and batch normalization, ReLU, dropout and MaxPool of both networks, in Triton kernels.
+"""Batch normalization, ReLU, dropout and MaxPool of both networks, in Triton kernels.
 
 A CNN's x has shape (N, C, H, W) in channels_last order: the C values of a pixel lie side by side.
 As in fast/blocks.py, x is read once forward, for statistics and pooling, and once backward; all
 else touches the quarter that MaxPool keeps. An MLP's x, (N, C), is small: one program takes a few
-columns through all steps, of one network among those that train side by side.
+columns through all steps.
 
 Sums run within programs, then over programs, in an order that constants fix. There are no atomics
 and no autotuning, so a run repeats bit for bit. All arithmetic is float32, whatever x is stored in.
 
-`stats` holds four float32 rows of C values: mean, rest, variance and r = 1 / sqrt(variance + eps).
+`stats` begins with four rows of C values: mean, rest, variance, r = 1 / sqrt(variance + eps).
 `rest` is what the float32 mean lacks; a large mean would lose too much without it.
 """
+
+import os
+
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # its default will change: other rounding
 
 import triton
 import triton.language as tl
 
 MOST_PROGRAMS = 512  # of a pass that sums: four for each multiprocessor of a large card
-WINDOWS = tl.constexpr(16)  # that a program of the CNN works on at a time, and channels
-CHANNELS = tl.constexpr(64)
-ROWS = tl.constexpr(512)  # that a program of the MLP works on at a time, and its columns
-COLUMNS = tl.constexpr(4)
-BYTES = tl.constexpr(1024)  # of an image, for a program that gathers a batch
-NAN = tl.constexpr(tl.PropagateNan.ALL)  # a loss that is not a number must show
+WINDOWS, CHANNELS = 16, 64  # that a program of the CNN works on at a time
+ROWS, COLUMNS = 512, 4  # and one of the MLP
+# They are default arguments below: triton compares a global with its first value at each launch.
 
 
 # Statistics
@@ -55,7 +56,20 @@ def write_statistics(stats_ptr, c, own, C, shift, total, offset, m2, eps):
     tl.store(stats_ptr + C + c, rest, own)
     tl.store(stats_ptr + 2 * C + c, variance, own)
     tl.store(stats_ptr + 3 * C + c, r, own)
-    return mean, rest, r
+    return mean, rest, variance, r
+
+
+@triton.jit
+def track(mean_ptr, variance_ptr, count_ptr, c, own, mean, variance, n, momentum):
+    """Move the running statistics towards a batch's, as BatchNorm.track; None: there are none."""
+    if count_ptr is not None:
+        first = tl.program_id(0) == 0
+        tl.store(count_ptr, tl.load(count_ptr, first, 0) + 1, first)
+    if mean_ptr is not None:
+        before = tl.load(mean_ptr + c, own, 0.0)
+        tl.store(mean_ptr + c, before + momentum * (mean - before), own)
+        before, unbiased = tl.load(variance_ptr + c, own, 0.0), variance * (n / (n - 1))
+        tl.store(variance_ptr + c, before + momentum * (unbiased - before), own)
 
 
 @triton.jit
@@ -79,14 +93,14 @@ def per_channel(ptr, c, own, default: tl.constexpr):
 
 @triton.jit
 def relu(x):
-    return tl.maximum(x, 0.0, propagate_nan=NAN)
+    return tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
 
 
 # The CNN's block: MaxPool(dropout(ReLU(batch_norm(x))))
 
 
 @triton.jit
-def channels(C):
+def channels(C, CHANNELS: tl.constexpr):
     """The channels of this program, and which of them exist."""
     c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     return c, c < C
@@ -111,17 +125,19 @@ def pixel(n, row, column, tap: tl.constexpr, N, H, W):
     return (n * H + y) * W + x, (n < N) & (y < H) & (x < W)
 
 
-@triton.jit(do_not_specialize=["limit", "N", "H", "W"])
-def pool_kernel(x_ptr, weight_ptr, seed_ptr, pooled_ptr, code_ptr, parts_ptr, limit, N, H, W, C,
-                PROGRAMS: tl.constexpr):
+@triton.jit(do_not_specialize=["N", "H", "W"])
+def pool_kernel(x_ptr, weight_ptr, mask_ptr, pooled_ptr, code_ptr, stats_ptr, N, H, W, C,
+                PROGRAMS: tl.constexpr, WINDOWS: tl.constexpr = WINDOWS,
+                CHANNELS: tl.constexpr = CHANNELS):
     """x → the value of each window that MaxPool will take, and its place; parts of statistics.
 
+    mask (N, C, H, W) of single values, or None.
     pooled (N, C, H // 2, W // 2): the largest value, or the smallest where weight < 0.
-    code, the same shape: its place, 0 to 3; 4: dropout leaves none of the four. `limit` is the drop
-    rate times 2^31; seed_ptr is None unless dropout drops value by value.
-    parts (3, PROGRAMS, C): count, mean, sum of squared deviations of x - x[0, :, 0, 0].
+    code, the same shape: its place, 0 to 3; 4: dropout leaves none of the four.
+    stats (4 + 3 * PROGRAMS, C): from row 4 on count, mean, sum of squared deviations of
+    x - x[0, :, 0, 0], of each program.
     """
-    c, own = channels(C)
+    c, own = channels(C, CHANNELS)
     sign = per_channel(weight_ptr, c, own, 1.0)
     sign = tl.where(sign < 0, -1.0, tl.where(sign > 0, 1.0, 0.0))[None, :]  # 0: the first one wins
     shift = tl.load(x_ptr + c, own, 0.0).to(tl.float32)[None, :]
@@ -130,52 +146,53 @@ def pool_kernel(x_ptr, weight_ptr, seed_ptr, pooled_ptr, code_ptr, parts_ptr, li
     total = N * ((H + 1) // 2) * ((W + 1) // 2)
     for start in range(tl.program_id(0) * WINDOWS, total, PROGRAMS * WINDOWS):
         sample, row, column, pooled, place = locate(start + tl.arange(0, WINDOWS), N, H, W)
-        to = place[:, None] * C + c[None, :]
         best = tl.full((WINDOWS, CHANNELS), -float("inf"), tl.float32)
         largest, code = tl.zeros_like(best), tl.full((WINDOWS, CHANNELS), 4, tl.int32)
-        if seed_ptr is not None:
-            random = tl.randint4x(tl.load(seed_ptr), to)  # Philox: four numbers for each window
         for tap in tl.static_range(4):
             at, there = pixel(sample, row, column, tap, N, H, W)
-            x = tl.load(x_ptr + at[:, None] * C + c[None, :], there[:, None] & own[None, :], 0.0)
-            x = x.to(tl.float32)
+            at, inside = at[:, None] * C + c[None, :], there[:, None] & own[None, :]
+            x = tl.load(x_ptr + at, inside, 0.0).to(tl.float32)
             n, mean, m2 = welford(n, mean, m2, x - shift, there.to(tl.float32))
             better = x * sign > best
-            if seed_ptr is not None:
-                better = better & ((random[tap] >> 1).to(tl.int32) >= limit)
+            if mask_ptr is not None:
+                better = better & (tl.load(mask_ptr + at, inside, 0) != 0)
             best, largest = tl.where(better, x * sign, best), tl.where(better, x, largest)
             code = tl.where(better, tap, code)
-        inside = pooled[:, None] & own[None, :]
+        to, inside = place[:, None] * C + c[None, :], pooled[:, None] & own[None, :]
         tl.store(pooled_ptr + to, largest, inside)
         tl.store(code_ptr + to, code, inside)
     n, mean, m2 = join(tl.broadcast_to(n[:, None], (WINDOWS, CHANNELS)), mean, m2)
-    parts_ptr += tl.program_id(0) * C + c
-    tl.store(parts_ptr, n, own)
-    tl.store(parts_ptr + PROGRAMS * C, mean, own)
-    tl.store(parts_ptr + 2 * PROGRAMS * C, m2, own)
+    part = stats_ptr + (4 + tl.program_id(0)) * C + c
+    tl.store(part, n, own)
+    tl.store(part + PROGRAMS * C, mean, own)
+    tl.store(part + 2 * PROGRAMS * C, m2, own)
 
 
 @triton.jit
-def statistics_kernel(x_ptr, parts_ptr, stats_ptr, C, eps, PROGRAMS: tl.constexpr):
-    """parts (3, PROGRAMS, C) → stats (4, C)."""
+def statistics_kernel(x_ptr, stats_ptr, offset_ptr, mean_ptr, variance_ptr, count_ptr, C, eps,
+                      momentum, PROGRAMS: tl.constexpr, COLUMNS: tl.constexpr = COLUMNS):
+    """The parts in stats → its first four rows; the running statistics, of x + offset (C,)."""
     c = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     own = c < C
-    part = parts_ptr + tl.arange(0, PROGRAMS)[:, None] * C + c[None, :]
+    part = stats_ptr + (4 + tl.arange(0, PROGRAMS))[:, None] * C + c[None, :]
     n, mean = tl.load(part, own[None, :], 0.0), tl.load(part + PROGRAMS * C, own[None, :], 0.0)
     m2 = tl.load(part + 2 * PROGRAMS * C, own[None, :], 0.0)
     shift = tl.load(x_ptr + c, own, 0.0).to(tl.float32)
     n, mean, m2 = join(n, mean, m2)
-    write_statistics(stats_ptr, c, own, C, shift, n, mean, m2, eps)
+    mean, _, variance, _ = write_statistics(stats_ptr, c, own, C, shift, n, mean, m2, eps)
+    mean += per_channel(offset_ptr, c, own, 0.0)
+    track(mean_ptr, variance_ptr, count_ptr, c, own, mean, variance, n, momentum)
 
 
 @triton.jit(do_not_specialize=["total", "size"])
 def forward_kernel(pooled_ptr, code_ptr, weight_ptr, bias_ptr, stats_ptr, mask_ptr, y_ptr, factor,
-                   total, size, C):
+                   total, size, C, WINDOWS: tl.constexpr = WINDOWS,
+                   CHANNELS: tl.constexpr = CHANNELS):
     """pooled → y = ReLU(xhat * weight + bias) * mask * factor; code becomes 4 where y is zero.
 
     mask (N, C) of whole maps, or None. `total` windows, `size` of them a map. factor 1 / (1 - p).
     """
-    c, own = channels(C)
+    c, own = channels(C, CHANNELS)
     window = tl.program_id(0) * WINDOWS + tl.arange(0, WINDOWS)
     inside = (window < total)[:, None] & own[None, :]
     at = window[:, None] * C + c[None, :]
@@ -192,13 +209,15 @@ def forward_kernel(pooled_ptr, code_ptr, weight_ptr, bias_ptr, stats_ptr, mask_p
 
 
 @triton.jit(do_not_specialize=["total"])
-def sums_kernel(g_ptr, pooled_ptr, code_ptr, stats_ptr, parts_ptr, factor, total, C,
-                PROGRAMS: tl.constexpr):
-    """parts (2, PROGRAMS, C) of sum(g) and sum(g * xhat), g the gradient of xhat * weight + bias.
+def sums_kernel(g_ptr, pooled_ptr, code_ptr, stats_ptr, sums_ptr, factor, total, C,
+                PROGRAMS: tl.constexpr, WINDOWS: tl.constexpr = WINDOWS,
+                CHANNELS: tl.constexpr = CHANNELS):
+    """Parts of sum(g) and sum(g * xhat), g the gradient of xhat * weight + bias.
 
-    `g_ptr` is that of y. ReLU, dropout and MaxPool pass it on where code < 4.
+    They stand in sums (3 + 2 * PROGRAMS, C) from row 3 on. `g_ptr` is the gradient of y. ReLU,
+    dropout and MaxPool pass it on where code < 4.
     """
-    c, own = channels(C)
+    c, own = channels(C, CHANNELS)
     mean, rest, r = read_statistics(stats_ptr, c, own, C)
     sum_g = tl.zeros((WINDOWS, CHANNELS), tl.float32)
     sum_gx = tl.zeros((WINDOWS, CHANNELS), tl.float32)
@@ -211,29 +230,31 @@ def sums_kernel(g_ptr, pooled_ptr, code_ptr, stats_ptr, parts_ptr, factor, total
         g = tl.where(tl.load(code_ptr + at, inside, 4) < 4, g, 0.0)
         sum_g += g
         sum_gx += g * normalized(x, mean, rest, r)
-    parts_ptr += tl.program_id(0) * C + c
-    tl.store(parts_ptr, tl.sum(sum_g, 0), own)
-    tl.store(parts_ptr + PROGRAMS * C, tl.sum(sum_gx, 0), own)
+    part = sums_ptr + (3 + tl.program_id(0)) * C + c
+    tl.store(part, tl.sum(sum_g, 0), own)
+    tl.store(part + PROGRAMS * C, tl.sum(sum_gx, 0), own)
 
 
 @triton.jit
-def add_kernel(parts_ptr, sums_ptr, C, PROGRAMS: tl.constexpr):
-    """parts (2, PROGRAMS, C) → sums (2, C)."""
+def add_kernel(sums_ptr, C, PROGRAMS: tl.constexpr, COLUMNS: tl.constexpr = COLUMNS):
+    """The parts in sums → its rows 0 and 1; row 2, the gradient of a convolution's bias, is 0."""
     c = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    part = parts_ptr + tl.arange(0, PROGRAMS)[:, None] * C + c[None, :]
+    part = sums_ptr + (3 + tl.arange(0, PROGRAMS))[:, None] * C + c[None, :]
     for row in tl.static_range(2):
         values = tl.load(part + row * PROGRAMS * C, (c < C)[None, :], 0.0)
         tl.store(sums_ptr + row * C + c, tl.sum(values, 0), c < C)
+    tl.store(sums_ptr + 2 * C + c, tl.zeros((COLUMNS,), tl.float32), c < C)
 
 
 @triton.jit(do_not_specialize=["N", "H", "W"])
 def backward_kernel(x_ptr, g_ptr, code_ptr, weight_ptr, stats_ptr, sums_ptr, dx_ptr, factor,
-                    N, H, W, C):
+                    N, H, W, C, WINDOWS: tl.constexpr = WINDOWS,
+                    CHANNELS: tl.constexpr = CHANNELS):
     """d x = weight * r * (g - sum(g) / n - xhat * sum(g * xhat) / n), of the shape of x.
 
     g is not zero at one pixel of a window at most, the one that MaxPool took.
     """
-    c, own = channels(C)
+    c, own = channels(C, CHANNELS)
     window = tl.program_id(0) * WINDOWS + tl.arange(0, WINDOWS)
     sample, row, column, pooled, place = locate(window, N, H, W)
     at, inside = place[:, None] * C + c[None, :], pooled[:, None] & own[None, :]
@@ -253,13 +274,15 @@ def backward_kernel(x_ptr, g_ptr, code_ptr, weight_ptr, stats_ptr, sums_ptr, dx_
 
 
 @triton.jit(do_not_specialize=["N", "H", "W"])
-def evaluation_kernel(x_ptr, weight_ptr, bias_ptr, mean_ptr, variance_ptr, y_ptr, eps, N, H, W, C):
-    """x → y = MaxPool(ReLU((x - mean) * r * weight + bias)), of running mean and variance (C,)."""
-    c, own = channels(C)
+def evaluation_kernel(x_ptr, weight_ptr, bias_ptr, offset_ptr, mean_ptr, variance_ptr, y_ptr, eps,
+                      N, H, W, C, WINDOWS: tl.constexpr = WINDOWS,
+                      CHANNELS: tl.constexpr = CHANNELS):
+    """x → y = MaxPool(ReLU((x + offset - mean) * r * weight + bias)), of running statistics."""
+    c, own = channels(C, CHANNELS)
     window = tl.program_id(0) * WINDOWS + tl.arange(0, WINDOWS)
     sample, row, column, pooled, place = locate(window, N, H, W)
     inside = pooled[:, None] & own[None, :]
-    mean = tl.load(mean_ptr + c, own, 0.0)[None, :]
+    mean = (tl.load(mean_ptr + c, own, 0.0) - per_channel(offset_ptr, c, own, 0.0))[None, :]
     r = 1 / tl.sqrt_rn(tl.load(variance_ptr + c, own, 1.0) + eps)
     scale = (per_channel(weight_ptr, c, own, 1.0) * r)[None, :]
     bias = per_channel(bias_ptr, c, own, 0.0)[None, :]
@@ -267,81 +290,67 @@ def evaluation_kernel(x_ptr, weight_ptr, bias_ptr, mean_ptr, variance_ptr, y_ptr
     for tap in tl.static_range(4):
         at, _ = pixel(sample, row, column, tap, N, H, W)
         x = tl.load(x_ptr + at[:, None] * C + c[None, :], inside, 0.0).to(tl.float32)
-        y = tl.maximum(y, (x - mean) * scale + bias, propagate_nan=NAN)  # from zero on: ReLU
+        x = (x - mean) * scale + bias
+        y = tl.maximum(y, x, propagate_nan=tl.PropagateNan.ALL)  # from zero on: ReLU
     tl.store(y_ptr + place[:, None] * C + c[None, :], y, inside)
 
 
-# The MLP's: dropout(ReLU(batch_norm(x))), of one network or of several side by side
+# The MLP's: dropout(ReLU(batch_norm(x)))
 
 
 @triton.jit
-def columns(C):
-    """The columns of this program, and which of them exist; its network; the columns among all."""
-    c, network = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS), tl.program_id(1)
-    return c, c < C, network, network * C + c, tl.num_programs(1) * C
-
-
-@triton.jit
-def load_rows(x_ptr, start, c, own, N, C):
-    """Rows from `start` on, float32 (ROWS, COLUMNS), where they lie, and which exist."""
+def load_rows(x_ptr, start, c, own, N, C, ROWS: tl.constexpr):
+    """Rows from `start` on, float32 (ROWS, columns), where they lie, and which exist."""
     row = start + tl.arange(0, ROWS)
     at, inside = row[:, None] * C + c[None, :], (row < N)[:, None] & own[None, :]
     return tl.load(x_ptr + at, inside, 0.0).to(tl.float32), at, inside, row
 
 
 @triton.jit(do_not_specialize=["N"])
-def columns_forward_kernel(x_ptr, weight_ptr, bias_ptr, keep_ptr, eps_ptr, random_ptr, y_ptr,
-                           stats_ptr, N, C, room):
-    """x (networks, N, C) → y = ReLU(xhat * weight + bias) * mask / keep; stats (4, networks, C).
-
-    weight and bias (networks, C); keep and eps (networks,): 1 - p and eps. random (N, C), uniform
-    in [0, 1), or None: a value stays where it is below keep, and all networks share the numbers.
-    A network's y begins `room` values after the one before.
-    """
-    c, own, network, k, total = columns(C)
-    x_ptr, y_ptr = x_ptr + network * N * C, y_ptr + network * room
+def columns_forward_kernel(x_ptr, weight_ptr, bias_ptr, mask_ptr, y_ptr, stats_ptr, mean_ptr,
+                           variance_ptr, count_ptr, eps, factor, momentum, N, C,
+                           ROWS: tl.constexpr = ROWS, COLUMNS: tl.constexpr = COLUMNS):
+    """x (N, C) → y = ReLU(xhat * weight + bias) * mask * factor; stats (4, C); what is tracked."""
+    c = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    own = c < C
     shift = tl.load(x_ptr + c, own, 0.0).to(tl.float32)
     n = tl.zeros((ROWS,), tl.float32)
     mean, m2 = tl.zeros((ROWS, COLUMNS), tl.float32), tl.zeros((ROWS, COLUMNS), tl.float32)
     for start in range(0, N, ROWS):
-        x, _, _, row = load_rows(x_ptr, start, c, own, N, C)
+        x, _, _, row = load_rows(x_ptr, start, c, own, N, C, ROWS)
         n, mean, m2 = welford(n, mean, m2, x - shift[None, :], (row < N).to(tl.float32))
     n, mean, m2 = join(tl.broadcast_to(n[:, None], (ROWS, COLUMNS)), mean, m2)
-    eps, keep = tl.load(eps_ptr + network), tl.load(keep_ptr + network)
-    mean, rest, r = write_statistics(stats_ptr, k, own, total, shift, n, mean, m2, eps)
-    weight, bias = per_channel(weight_ptr, k, own, 1.0), per_channel(bias_ptr, k, own, 0.0)
-    factor = tl.where(keep > 0, 1 / keep, 0.0)
+    mean, rest, variance, r = write_statistics(stats_ptr, c, own, C, shift, n, mean, m2, eps)
+    track(mean_ptr, variance_ptr, count_ptr, c, own, mean, variance, n, momentum)
+    weight, bias = per_channel(weight_ptr, c, own, 1.0), per_channel(bias_ptr, c, own, 0.0)
     for start in range(0, N, ROWS):
-        x, at, inside, _ = load_rows(x_ptr, start, c, own, N, C)
-        y = relu(normalized(x, mean, rest, r) * weight[None, :] + bias[None, :])
-        if random_ptr is not None:
-            y *= tl.where(tl.load(random_ptr + at, inside, 0.0) < keep, factor, 0.0)
+        x, at, inside, _ = load_rows(x_ptr, start, c, own, N, C, ROWS)
+        y = relu(normalized(x, mean, rest, r) * weight[None, :] + bias[None, :]) * factor
+        if mask_ptr is not None:
+            y = tl.where(tl.load(mask_ptr + at, inside, 0.0) != 0, y, 0.0)
         tl.store(y_ptr + at, y, inside)
 
 
 @triton.jit(do_not_specialize=["N"])
-def columns_backward_kernel(x_ptr, y_ptr, g_ptr, weight_ptr, keep_ptr, stats_ptr, sums_ptr, dx_ptr,
-                            N, C, room):
-    """g, the gradient of y → that of x, with `room` as y; sums (2, networks, C) as in the CNN's."""
-    c, own, network, k, total = columns(C)
-    x_ptr, g_ptr = x_ptr + network * N * C, g_ptr + network * N * C
-    y_ptr, dx_ptr = y_ptr + network * room, dx_ptr + network * room
-    keep = tl.load(keep_ptr + network)
-    factor = tl.where(keep > 0, 1 / keep, 0.0)
-    mean, rest, r = read_statistics(stats_ptr, k, own, total)
+def columns_backward_kernel(x_ptr, y_ptr, g_ptr, weight_ptr, stats_ptr, sums_ptr, dx_ptr, factor,
+                            N, C, ROWS: tl.constexpr = ROWS, COLUMNS: tl.constexpr = COLUMNS):
+    """g, the gradient of y → that of x; sums (2, C) as in the CNN's."""
+    c = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    own = c < C
+    mean, rest, r = read_statistics(stats_ptr, c, own, C)
     sum_g, sum_gx = tl.zeros((ROWS, COLUMNS), tl.float32), tl.zeros((ROWS, COLUMNS), tl.float32)
     for start in range(0, N, ROWS):
-        x, at, inside, _ = load_rows(x_ptr, start, c, own, N, C)
+        x, at, inside, _ = load_rows(x_ptr, start, c, own, N, C, ROWS)
         g = passed(y_ptr, g_ptr, at, inside, factor)
         sum_g += g
         sum_gx += g * normalized(x, mean, rest, r)
     sum_g, sum_gx = tl.sum(sum_g, 0), tl.sum(sum_gx, 0)
-    tl.store(sums_ptr + k, sum_g, own)
-    tl.store(sums_ptr + total + k, sum_gx, own)
-    scale = per_channel(weight_ptr, k, own, 1.0) * r
+    tl.store(sums_ptr + c, sum_g, own)
+    tl.store(sums_ptr + C + c, sum_gx, own)
+    scale = per_channel(weight_ptr, c, own, 1.0) * r
     sum_g, sum_gx = sum_g / N, sum_gx / N
     for start in range(0, N, ROWS):
-        x, at, inside, _ = load_rows(x_ptr, start, c, own, N, C)
+        x, at, inside, _ = load_rows(x_ptr, start, c, own, N, C, ROWS)
         x = normalized(x, mean, rest, r)
         g = passed(y_ptr, g_ptr, at, inside, factor)
         tl.store(dx_ptr + at, scale[None, :] * (g - sum_g[None, :] - x * sum_gx[None, :]), inside)
@@ -352,14 +361,3 @@ def passed(y_ptr, g_ptr, at, inside, factor):
     """The gradient that ReLU and dropout pass on: where y is not zero."""
     g = tl.load(g_ptr + at, inside, 0.0).to(tl.float32) * factor
     return tl.where(tl.load(y_ptr + at, inside, 0.0) > 0, g, 0.0)
-
-
-# A batch
-
-
-@triton.jit(do_not_specialize=["index_ptr"])
-def batch_kernel(images_ptr, index_ptr, x_ptr, F):
-    """x (n, F) = (images[index] - 128) / 255 in float32, of bytes (N, F) and an index (n,)."""
-    row, f = tl.program_id(0).to(tl.int64), tl.program_id(1) * BYTES + tl.arange(0, BYTES)
-    image = tl.load(images_ptr + tl.load(index_ptr + row) * F + f, f < F, 0).to(tl.float32)
-    tl.store(x_ptr + row * F + f, tl.div_rn(image - 128, 255.0), f < F)  # `/` may round otherwise
