@@ -22,7 +22,7 @@ RESULTS = ("val_acc", "val_loss", "test_acc", "test_loss", "train_acc", "train_l
 FLAT = ("name", *SETTINGS, "data", "device", "state", "epochs", "best_epoch", *RESULTS,
         *(f"last_{key}" for key in CURVES), "seconds", "failure")
 MORE_HUES = ("#c98a00", "#009e73", "#aa4499", "#888888", "#a0522d", "#e07ba8", "#8a8a00", "#5a5ad0")
-LONGEST = 300  # characters of a text on the page, which may be of a stranger's run
+LONGEST, WIDEST = 300, 40  # letters on the page of any text and of a setting, if a stranger's
 
 
 def flat(run: Run) -> dict:
@@ -100,14 +100,14 @@ def page_row(run: Run) -> dict:
 
 
 def shortened(row: dict) -> dict:
-    return {key[:LONGEST]: value[:LONGEST] if isinstance(value, str) else value
-            for key, value in row.items()}
+    return {key[:LONGEST]: value[:WIDEST if key in (*SETTINGS, "data") else LONGEST]
+            if isinstance(value, str) else value for key, value in row.items()}
 
 
 def leaves(name: str, value):
     """The entries of a configuration, under names with dots."""
     if isinstance(value, dict):
-        for key, part in value.items():
+        for key, part in value.items() if name.count(".") < 9 else ():
             yield from leaves(f"{name}.{key}" if name else key, part)
     else:
         yield name, ", ".join(map(str, value)) if isinstance(value, list) else value
