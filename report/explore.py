@@ -12,7 +12,7 @@ from report.drawing import DASHES, HUES, OF_NETWORK
 from report.results import data_name
 from report.studies import Source, summary
 from report.variance import grids, shares
-from store.files import UserError, as_csv, make_folder, write_file
+from store.files import UserError, as_csv, make_folder, plural, write_file
 from store.run import COLUMNS, Run
 from store.settings import SETTINGS
 
@@ -69,7 +69,8 @@ def write_page(source: Source, path: Path) -> str:
                   TEMPLATE.read_text(encoding="utf-8")).encode()
     make_folder(path.absolute().parent)
     write_file(path, page)
-    return f"{len(source.records)} runs in {path}, {len(page) / 1e6:.1f} MB; open it in a browser"
+    count = plural(len(source.records), "run")
+    return f"{count} in {path}, {len(page) / 1e6:.1f} MB; open it in a browser"
 
 
 def page_data(source: Source) -> dict:
