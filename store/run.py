@@ -136,7 +136,9 @@ class Run:
     def data(self) -> dict:
         """What data it learned from, as config.json tells."""
         data = self.config.get("data")
-        return data if isinstance(data, dict) else {}
+        data = data if isinstance(data, dict) else {}
+        return {key: value for key, value in data.items()
+                if key != "folder" or isinstance(value, str)}
 
     @property
     def fingerprint(self) -> str:
