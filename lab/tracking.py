@@ -26,7 +26,7 @@ from collections.abc import Callable
 from functools import partialmethod
 from pathlib import Path
 
-from lab.options import Parser
+from lab.options import FILE, Parser
 from store.files import UserError, one_line, read_file, write_file
 from store.run import COLUMNS, RunFolder
 from store.settings import SETTINGS, may_be_none
@@ -228,7 +228,7 @@ def export(folder: RunFolder, tools: list[type]) -> bool:
 
 def main() -> int:
     parser = Parser(description=__doc__)
-    parser.add_argument("runs_dir", type=Path, metavar="RUNS_DIR",
+    parser.add_argument("runs_dir", type=FILE, metavar="RUNS_DIR",
                         help="the folder that --runs_dir named, or one within")
     parser.add_argument("--tensorboard", action="store_true",
                         help="write TensorBoard's event files")
