@@ -143,20 +143,27 @@ def read_runs(call: argparse.Namespace) -> dict[Settings, argparse.Namespace]:
 
 def work(runs: dict[Settings, argparse.Namespace], parent: int) -> int:
     """Train what no other process trains; returns the exit code."""
-    threading.Thread(target=end_with, args=(parent,), daemon=True).start()
-    from lab.experiment import run_experiment
+    from lab.experiment import run_experiment  # before torch
+
+    # isort: split
+    from lab.errors import in_one_line
     from load_data import load_cifar_2d, load_cifar_4d
 
     @functools.lru_cache(1)  # the calls for one network share it
     def load(network: str, *place):
         return (load_cifar_2d if network == "mlp" else load_cifar_4d)(*place)
 
-    for options in calls(runs):
-        build = importlib.import_module(f"{options.network}.model").build
-        code = run_experiment(options, build, functools.partial(load, options.network))
-        if code > 1:  # not of a failed run, which does not keep the others from being trained
-            return code
-    return 0
+    @in_one_line
+    def train_each() -> int:
+        threading.Thread(target=end_with, args=(parent,), daemon=True).start()
+        for options in calls(runs):
+            build = importlib.import_module(f"{options.network}.model").build
+            code = run_experiment(options, build, functools.partial(load, options.network))
+            if code > 1:  # not of a failed run, which does not keep the others from being trained
+                return code
+        return 0
+
+    return train_each()
 
 
 def end_with(parent: int) -> None:
@@ -187,6 +194,7 @@ class Worker:
         self.command, self.environment, self.log = command, {**os.environ, **environment}, log
         self.process: subprocess.Popen | None = None
         self.code = 0  # of its last end
+        self.stopped = False
         self.seen: set = set()  # what there was to train when it was started
 
     def start(self, seen: set) -> None:
@@ -196,26 +204,26 @@ class Worker:
 
     def look(self) -> bool:
         """Whether something has happened to it since the last look."""
-        pid, status = os.waitpid(self.process.pid, os.WNOHANG | os.WUNTRACED)
-        if pid and os.WIFSTOPPED(status):
+        pid, status = os.waitpid(self.process.pid, os.WNOHANG | os.WUNTRACED | os.WCONTINUED)
+        if not pid:
+            return False
+        self.stopped = os.WIFSTOPPED(status)
+        if self.stopped:
             say(f"worker {pid} was stopped; kill -CONT {pid} lets it go on")
-        elif pid:
+        elif not os.WIFCONTINUED(status):
             self.code = self.process.returncode = os.waitstatus_to_exitcode(status)
             self.process = None
             if self.code < 0:
                 say(f"a worker was ended by signal {-self.code}; the others took over, or the same "
                     "call goes on")
-        return bool(pid)
+        return True
 
-    def end(self, patience: float = 0) -> None:
-        """Wait for its end; after so many seconds end its group, even if that is stopped."""
+    def end(self) -> None:
+        """End its group, even if that is stopped."""
         with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-            try:
-                self.process.wait(patience)
-            except subprocess.TimeoutExpired:
-                for each in (signal.SIGTERM, signal.SIGCONT):
-                    os.killpg(self.process.pid, each)
-                self.process.wait(10)
+            for each in (signal.SIGTERM, signal.SIGCONT):
+                os.killpg(self.process.pid, each)
+            self.process.wait(10)
 
     @property
     def error(self) -> str:
@@ -269,24 +277,29 @@ def list_gpus() -> list[str]:
 
 def attend(read) -> None:
     """Start the workers, and again where one that died has left a run, until all is done."""
-    while left := {(entry.name, entry.state, entry.epochs) for entry in read()
-                   if entry.state not in ENDED}:
+    for worker in crew:
+        worker.start(set())
+    while True:
+        left = {(entry.name, entry.state, entry.epochs) for entry in read()
+                if entry.state not in ENDED}
         idle = [run for run in left if run[1] != "running"]
         free = [worker for worker in crew if not worker.process and not worker.code]
         for worker in [worker for worker in free if worker.seen != left][:len(idle)]:
             worker.start(left)
+        if not left and all(worker.stopped for worker in working()):
+            break
         if not working() and (not free or len(idle) == len(left)):
             break
         for _ in range(20):
             if sum(worker.look() for worker in working()):
                 break
             time.sleep(0.05)
-    for worker in working():  # they print their tables
-        worker.end(patience=10)
+    for worker in working():
+        worker.end()
 
 
 def train(call: argparse.Namespace, plan: list[Entry]) -> int:
-    if all(entry.read().state == "finished" for entry in plan):
+    if all(entry.read().state == "finished" and not entry.folder.wants_views() for entry in plan):
         return print_outcome(plan)
     if "--retry" in call.flags:  # failures are forgotten once, before any worker starts
         forget_failures(entry.folder for entry in plan)

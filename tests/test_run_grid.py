@@ -213,6 +213,15 @@ def test_a_second_call_trains_nothing(undisturbed, image_folder):
     assert len(list(runs.glob("logs/*"))) == logs  # no worker was started
 
 
+def test_a_lost_table_of_a_finished_run_is_written_again(undisturbed, image_folder, tmp_path):
+    shutil.copytree(undisturbed[0], tmp_path, dirs_exist_ok=True)
+    table, *_ = tmp_path.glob("mlp/*/metrics.csv")
+    before = table.read_bytes()
+    table.unlink()
+    assert call("mlp", *flags(image_folder, tmp_path)).returncode == 0
+    assert table.read_bytes() == before
+
+
 def test_a_deleted_run_is_trained_again_and_a_terminal_shows_the_bar(undisturbed, image_folder, tmp_path):
     runs = tmp_path / "runs"
     shutil.copytree(undisturbed[0], runs)
