@@ -27,7 +27,7 @@ from functools import partialmethod
 from pathlib import Path
 
 from lab.options import FILE, Parser
-from store.files import UserError, one_line, read_file, write_file
+from store.files import UserError, one_line, plural, read_file, write_file
 from store.run import COLUMNS, RunFolder
 from store.settings import SETTINGS, may_be_none
 
@@ -247,7 +247,7 @@ def main() -> int:
     except UserError as error:
         print(f"{sys.argv[0]}: error: {error}", file=sys.stderr)
         return 2
-    print(f"{len(folders) - len(left)} of {len(folders)} runs exported")
+    print(f"{len(folders) - len(left)} of {plural(len(folders), 'run')} exported")
     for name in left:
         print(f"not {name}: it is being trained, or what is above went wrong")
     return 1 if left else 0

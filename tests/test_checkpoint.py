@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 
 from lab import active_run, checkpoint, experiment
-from lab.checkpoint import as_bytes, files_of, take_up
+from lab.checkpoint import as_bytes, resume, snapshot
 from store.files import UserError
 from store.run import FILES, RunFolder
 from store.trained import copied, is_out_of_memory
@@ -42,7 +42,7 @@ def good() -> bytes:
     """A checkpoint after one epoch."""
     trainer = trainer_of(SETTINGS, DATA)
     trainer.run_epoch()
-    return files_of(trainer)()[0]
+    return snapshot(trainer)()[0]
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +169,7 @@ def test_a_hostile_state_is_refused_and_takes_no_memory(kind, good, tmp_path):
 
     def work() -> int:
         with pytest.raises(UserError, match="is whole, but nothing that this run can go on from"):
-            take_up(RunFolder(tmp_path), lambda: trainer_of(SETTINGS, DATA))
+            resume(RunFolder(tmp_path), lambda: trainer_of(SETTINGS, DATA))
         return 0
 
     log = tmp_path / "log"
@@ -243,7 +243,7 @@ def test_files_hold_the_epoch_they_were_asked_for_whenever_they_are_made(monkeyp
     trainer, asked = trainer_of(SETTINGS, DATA), []
     for _ in range(3):
         trainer.run_epoch()
-        asked.append((files_of(trainer), files_of(trainer)(), trainer.best is trainer.rows[-1]))
+        asked.append((snapshot(trainer), snapshot(trainer)(), trainer.best is trainer.rows[-1]))
     assert len({checkpoint for _, (checkpoint, _), _ in asked}) == 3
     for files, made_at_once, is_best in asked:
         assert files() == made_at_once and bool(made_at_once[1]) == is_best
@@ -257,7 +257,7 @@ def test_the_device_is_waited_for_where_bytes_are_made_not_where_the_epoch_ends(
     monkeypatch.setattr(torch.cuda, "Event", lambda blocking: event)
     monkeypatch.setattr(checkpoint, "as_bytes", lambda state: told.append("bytes"))
     monkeypatch.setattr(checkpoint, "copied", lambda device: copied(torch.device("cuda")))
-    files = files_of(trainer)
+    files = snapshot(trainer)
     assert told == ["copies are in the stream"]
     files()
     assert told == ["copies are in the stream", "copied", "bytes", "bytes"]
@@ -291,11 +291,11 @@ def test_whatever_the_pickle_in_an_intact_archive_says_the_process_stands(
         for _ in range(changes):
             (tmp_path / "checkpoint.pt").write_bytes(repacked(good, changed))
             with contextlib.suppress(Diverged, UserError):
-                trainer = take_up(RunFolder(tmp_path), lambda: trainer_of(SETTINGS, DATA))
+                trainer = resume(RunFolder(tmp_path), lambda: trainer_of(SETTINGS, DATA))
                 if trainer.epoch:
                     taken += 1
                     trainer.run_epoch()
-                    files_of(trainer)()
+                    snapshot(trainer)()
         (tmp_path / "taken").write_text(str(taken))
         return 0
 
