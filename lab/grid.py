@@ -21,7 +21,7 @@ def stop(number: int, _) -> None:
     """End all workers and this process."""
     for each in SIGNALS:
         signal.signal(each, signal.SIG_IGN)
-    for worker in working():
+    for worker in working() if crew else ():  # else that is not even defined yet
         worker.end()
     text = "stopped; the same call goes on from the last finished epoch of each run"
     line = "\n" if crew and os.isatty(2) else ""  # behind the bar
