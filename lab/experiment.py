@@ -100,7 +100,7 @@ def gain_side_by_side(options, device: torch.device) -> bool:
     A CUDA graph starts all kernels of a step at once, which leaves nothing to share.
     """
     settings = options.settings[0]  # all have these in common
-    small = settings.network == "mlp" and settings.hidden_size <= 1000
+    small = settings.network == "mlp" and 1 < settings.hidden_size <= 1000
     plain = not settings.augment and not settings.compile and settings.hidden_layers == 1
     alone = options.wandb  # takes one run of a process at a time
     able = device.type in ("cpu", "cuda") and not wants_graph(device)
