@@ -26,8 +26,8 @@ from collections.abc import Callable
 from functools import partialmethod
 from pathlib import Path
 
-from lab.options import Parser
-from store.files import UserError, one_line, read_file, write_file
+from lab.options import FILE, Parser
+from store.files import UserError, one_line, plural, read_file, write_file
 from store.run import COLUMNS, RunFolder
 from store.settings import SETTINGS, may_be_none
 
@@ -228,7 +228,7 @@ def export(folder: RunFolder, tools: list[type]) -> bool:
 
 def main() -> int:
     parser = Parser(description=__doc__)
-    parser.add_argument("runs_dir", type=Path, metavar="RUNS_DIR",
+    parser.add_argument("runs_dir", type=FILE, metavar="RUNS_DIR",
                         help="the folder that --runs_dir named, or one within")
     parser.add_argument("--tensorboard", action="store_true",
                         help="write TensorBoard's event files")
@@ -247,7 +247,7 @@ def main() -> int:
     except UserError as error:
         print(f"{sys.argv[0]}: error: {error}", file=sys.stderr)
         return 2
-    print(f"{len(folders) - len(left)} of {len(folders)} runs exported")
+    print(f"{len(folders) - len(left)} of {plural(len(folders), 'run')} exported")
     for name in left:
         print(f"not {name}: it is being trained, or what is above went wrong")
     return 1 if left else 0

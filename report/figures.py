@@ -364,7 +364,7 @@ def claim_panel(axes, rows: list, unit: str, factor: float) -> None:
     axes.set_xscale("symlog", linthresh=widest / 10, linscale=0.8)
     digits = 10.0 ** math.floor(math.log10(max(widest, 1e-9)))
     ticks = [sign * digits * part for part in (0.1, 1) for sign in (-1, 1)] + [0]
-    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], fontsize=8.5)
+    axes.set_xticks(ticks, [f"{tick:g}" if tick else "" for tick in ticks], fontsize=8.5)
     axes.minorticks_off()
     axes.set_yticks(places, names, fontsize=8)
     axes.grid(axis="y", visible=False)

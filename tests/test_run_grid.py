@@ -89,7 +89,7 @@ def test_one_network_of_a_study(tmp_path):
     (["mpl"], "mpl"), ([], "study"), (["mlp", "cnm"], "cnm"), (["mlp", "-j", "0"], "'0'"), (["-jx", "mlp"], "'x'"),
     (["mlp", "-j"], "-j"), (["mlp", "--drop_rate", "1"], "'1'"), (["mlp", "--speed", "3"], "--speed"),
     (["mlp", "--dropout_type", "1d"], "--dropout_type"), (["mlp", "--evaluate", "x"], "--evaluate"),
-    (["mlp", "--dry-run", "--status"], "take --dry-run or --status"), (["mlp", "--network", "mpl"], "'mpl'"),
+    (["mlp", "--dry-run", "--status"], "--dry-run"), (["mlp", "--network", "mpl"], "'mpl'"),
     (["mlp", "--network=cnn"], "of the cnn"), (["mlp", "--network="], "--network")])
 def test_what_is_wrong_is_told_in_one_line_before_any_work(tmp_path, arguments, named):
     done = call(*arguments, *(["--runs_dir", tmp_path / "runs"] if arguments else []))
@@ -213,6 +213,15 @@ def test_a_second_call_trains_nothing(undisturbed, image_folder):
     assert len(list(runs.glob("logs/*"))) == logs  # no worker was started
 
 
+def test_a_lost_table_of_a_finished_run_is_written_again(undisturbed, image_folder, tmp_path):
+    shutil.copytree(undisturbed[0], tmp_path, dirs_exist_ok=True)
+    table, *_ = tmp_path.glob("mlp/*/metrics.csv")
+    before = table.read_bytes()
+    table.unlink()
+    assert call("mlp", *flags(image_folder, tmp_path)).returncode == 0
+    assert table.read_bytes() == before
+
+
 def test_a_deleted_run_is_trained_again_and_a_terminal_shows_the_bar(undisturbed, image_folder, tmp_path):
     runs = tmp_path / "runs"
     shutil.copytree(undisturbed[0], runs)
@@ -295,7 +304,7 @@ def test_signals_and_kills_end_workers_and_lose_nothing(undisturbed, image_folde
     before = told()
     wait_until(lambda: told() > before)
     assert told() < RUNS * EPOCHS, "all was finished before the last kill"
-    kill_worker([third.mark], group=False)
+    kill_worker([third.mark])
     _, errors = third.communicate()
     assert third.returncode == 1
     assert "a worker was ended by signal 9" in errors and "interrupted: mlp/" in errors
@@ -308,7 +317,6 @@ def test_signals_and_kills_end_workers_and_lose_nothing(undisturbed, image_folde
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes in /proc")
 def test_a_run_in_other_hands_keeps_no_worker_from_the_rest_and_is_taken_over(image_folder, tmp_path):
-    # The first call of main.py for this study has one run only, held here; the second one has the other.
     held, free = (tmp_path / "cnn" / f"60_0.001_0.0_False_False_{kind}_seed0" for kind in ("1d", "2d"))
     holder = subprocess.Popen([sys.executable, "-c", HOLDER, held], cwd=ROOT, stdout=subprocess.PIPE)
     try:
@@ -317,22 +325,43 @@ def test_a_run_in_other_hands_keeps_no_worker_from_the_rest_and_is_taken_over(im
                         "--data_dir", image_folder, "--runs_dir", tmp_path)
         wait_until(lambda: RunFolder(free).finished(1))
         wait_until(lambda: not workers(process.mark))  # it waits without torch
-        process.kill()  # run_grid.sh itself, not the worker
-        process.wait()
-        wait_until(lambda: not processes(process.mark, "--watch"))
-        assert RunFolder(held).read().state(1) == "running" and processes(process.mark)
+        assert RunFolder(held).read().state(1) == "running" and process.poll() is None
     finally:
         holder.kill()
         holder.communicate()
-    wait_until(lambda: not processes(process.mark))
+    assert process.wait() == 0
     assert RunFolder(held).finished(1)
 
 
-# Stands for an interpreter that trains nothing, and tells what it was given.
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes in /proc")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGUSR1])
+def test_workers_end_with_run_grid_whatever_ends_it(number, image_folder, tmp_path):
+    process = start("mlp", "-j", 2, *flags(image_folder, tmp_path, 100_000))
+    wait_until(lambda: len(epochs_per_run(tmp_path)) >= 2)
+    os.kill(workers(process.mark)[0], signal.SIGSTOP)  # goes on, if at all, to find its parent gone
+    process.send_signal(number)
+    process.wait()
+    wait_until(lambda: len(processes(process.mark)) == 1, 20)
+    os.kill(workers(process.mark)[0], signal.SIGCONT)
+    wait_until(lambda: not processes(process.mark), 20)
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes in /proc")
+def test_a_stopped_worker_is_told_and_holds_up_nobody_once_all_is_done(image_folder, tmp_path):
+    process = start("mlp", "-j", 2, *flags(image_folder, tmp_path), stderr=subprocess.PIPE, text=True)
+    wait_until(lambda: len(workers(process.mark)) == 2)
+    victim = workers(process.mark)[0]  # imports torch still, and holds no run
+    os.kill(victim, signal.SIGSTOP)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0 and f"worker {victim} was stopped" in errors
+    wait_until(lambda: not processes(process.mark))
+
+
+# Stands for torch in a worker, which then trains nothing and tells what it was given.
 NO_TRAINING = """\
-#!/bin/sh
-case "$*" in *main.py*--plan* | *status.py*) exec "$REAL" "$@" ;; esac
-echo "gpu ${CUDA_VISIBLE_DEVICES-none}, $OMP_NUM_THREADS threads"
+import os
+print(f"gpu {os.environ.get('CUDA_VISIBLE_DEVICES')}, {os.environ['OMP_NUM_THREADS']} threads", flush=True)
+os._exit(0)
 """
 
 
@@ -342,14 +371,13 @@ echo "gpu ${CUDA_VISIBLE_DEVICES-none}, $OMP_NUM_THREADS threads"
     ({"CUDA_VISIBLE_DEVICES": ""}, ["gpu , 2 threads"] * 3),
     ({"SLURM_JOB_ID": "1", "OMP_NUM_THREADS": "3"}, ["gpu 0, 3 threads", "gpu 1, 3 threads", "gpu 0, 3 threads"])])
 def test_workers_share_cores_and_gpus(tmp_path, environment, told):
-    tools = {"python": NO_TRAINING, "nvidia-smi": "#!/bin/sh\nprintf '0\\n1\\n'\n", "nproc": "#!/bin/sh\necho 7\n"}
-    for name, text in tools.items():
+    for name, text in {"torch.py": NO_TRAINING, "nvidia-smi": "#!/bin/sh\nprintf '0\\n1\\n'\n"}.items():
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
     done = call("drop_rate", "-j", 3, "--runs_dir", tmp_path / "runs", env={
-        "PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHON": str(tmp_path / "python"), "REAL": sys.executable,
-        "OMP_NUM_THREADS": "", **environment})
-    logs = sorted((tmp_path / "runs" / "logs").iterdir())
+        "PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "",
+        "SLURM_CPUS_PER_TASK": "07", **environment})
+    logs = sorted((tmp_path / "runs" / "logs").iterdir(), key=lambda log: log.name.split("-")[-1])
     assert [log.read_text().splitlines()[0] for log in logs] == told
     assert done.returncode == 1
     assert done.stderr.count("missing: cnn/") == 5 and str(tmp_path / "runs" / "logs") in done.stderr
@@ -364,3 +392,62 @@ def test_two_overlapping_calls_train_every_run_once(image_folder, tmp_path):
         f"mlp {name}_False_False_seed{seed}": 3
         for name, seed in (("32_0.001_0.0", 0), ("32_0.001_0.4", 0), ("48_0.001_0.0", 0), ("32_0.001_0.0", 1),
                            ("48_0.001_0.0", 1))}
+
+
+# Around it
+
+def test_make_hands_a_folder_on_as_it_is_and_names_half_an_environment(tmp_path):
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    python.chmod(0o755)
+    (tmp_path / "requirements.txt").touch()
+    (tmp_path / ".venv" / "installed").touch()
+    name = """/a $b "c" 'd' `id` $(HOME)"""
+    for asked, told in (([f"DATA={name}"], ["--data_dir", name]), ([], [])):
+        done = subprocess.run(["make", "-s", "train", *asked], cwd=tmp_path, capture_output=True, text=True)
+        assert done.stdout.splitlines() == ["quickstart.py", *told]
+    (tmp_path / ".venv" / "installed").unlink()
+    python.write_text("#!/bin/sh\nexit 1\n")  # it has no pip
+    done = subprocess.run(["make", "-s", "train"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and "rm -r .venv" in done.stderr
+
+
+def test_a_clone_with_the_line_ends_of_windows_still_runs(tmp_path):
+    subprocess.run(["git", "clone", "-q", "-c", "core.autocrlf=true", ROOT, tmp_path / "clone"], check=True)
+    done = subprocess.run([tmp_path / "clone" / "run_grid.sh", "batch_size", "--dry-run"], capture_output=True,
+                          text=True, env={**os.environ, "PYTHON": sys.executable})
+    assert (done.returncode, done.stderr) == (0, "") and len(done.stdout.splitlines()) == 4
+
+
+@pytest.mark.parametrize("environment", [
+    {"PYTHON": f"{sys.executable} -X dev"}, {"PYTHON": "/nowhere/python"}, {"PYTHON": str(ROOT)}])
+def test_an_interpreter_that_is_none_is_told_in_one_line(environment):
+    done = call("mlp", "--dry-run", env=environment)
+    assert done.returncode == 2 and done.stderr.startswith("run_grid.sh: error: PYTHON is") and (
+        done.stderr.count("\n") == 1)
+
+
+def test_a_log_is_never_written_over_and_odd_numbers_of_cores_are_not_used(tmp_path, monkeypatch):
+    from lab import grid
+
+    monkeypatch.setattr(grid.time, "time_ns", lambda: 7)  # as where host name and process repeat
+    monkeypatch.setattr(grid.socket, "gethostname", lambda: "a/b")
+    monkeypatch.setattr(grid, "crew", [])
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "abc")
+    options = grid.argparse.Namespace(j=1, studies=["mlp"], network=None, flags=[])
+    plan = [status.Entry(RunFolder(tmp_path / "mlp" / "x"), 1)]
+    grid.hire(options, plan)
+    log = Path(grid.crew[0].log.name)
+    assert log.name == f"a-b-{os.getpid()}-7-0.log" and grid.cores() >= 1
+    log.write_text("what a worker printed")
+    with pytest.raises(grid.UserError):
+        grid.hire(options, plan)
+    assert log.read_text() == "what a worker printed"
+    target = tmp_path / "elsewhere"
+    log.unlink()
+    log.symlink_to(target)
+    with pytest.raises(grid.UserError):
+        grid.hire(options, plan)
+    assert not target.exists()
