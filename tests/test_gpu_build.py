@@ -32,8 +32,9 @@ def test_kernels_build_without_spills_and_load_16_bytes_at_once(architecture, dt
     for name, constants, warps, tiles in builds():
         own = {"mask_ptr": "*u8"} if name == "pool_kernel" else {}
         found = build(getattr(kernels, name), types | own, constants, architecture, warps)
-        # 65,536 registers are four programs of 128 threads
-        assert found["registers"] <= 128 and found["stack"] == 0, (name, constants, found)
+        # 65,536 registers are four programs of 128 threads, or three of the one that pools
+        most = 168 if name == "pool_kernel" else 128
+        assert found["registers"] <= most and found["stack"] == 0, (name, constants, found)
         values = kernels.WINDOWS * kernels.CHANNELS // (32 * warps)  # of a thread
         wide = tiles * values * (4 if dtype == "fp32" else 2) // 16
         assert found["wide loads"] >= wide, (name, found)
