@@ -53,7 +53,7 @@ def trained(settings: Settings) -> Settings:
     """The same for settings that are one network: drop rate 0 is no dropout, whatever its type."""
     if settings.without_dropout or settings.drop_rate == 0:
         return dataclasses.replace(settings, drop_rate=0.0, without_dropout=False,
-                                   dropout_type=None, pool_first=None, gaussian_dropout=False)
+                                   dropout_type=None, pool_first=None, gaussian_dropout=None)
     return settings
 
 

@@ -1,6 +1,7 @@
 """One run that this process trains: its lock is held, and each epoch is shown and written down."""
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,17 +11,21 @@ import torch
 
 from fast.machine import versions
 from fast.processor import processor
-from lab.checkpoint import Lost, best_of, files_of, take_up
+from lab.checkpoint import best_of, files_of, identity_of, take_up
+from lab.errors import NO_THREADS, in_words, is_out_of_threads
 from lab.progress import Pace, Progress
 from lab.side_by_side import SideBySide
 from lab.tracking import Tracking
 from load_data import Data
 from store.code import code_version
-from store.files import UserError, one_line
+from store.files import UserError
 from store.run import RunFolder
 from store.settings import Settings
-from store.trained import Build, is_out_of_memory
-from training import Diverged, Trainer
+from store.trained import Build
+from training import Trainer
+
+ISA = ("ATEN_CPU_CAPABILITY", "DNNL_MAX_CPU_ISA", "ONEDNN_MAX_CPU_ISA", "MKL_CBWR",
+       "MKL_ENABLE_INSTRUCTIONS")  # limits to what the processor can
 
 
 def describe(settings: Settings, data: Data, device: torch.device, data_dir: Path | None) -> dict:
@@ -36,16 +41,16 @@ def describe(settings: Settings, data: Data, device: torch.device, data_dir: Pat
         "processor": processor(),
         "threads": torch.get_num_threads(),
         "versions": versions(device),
+        "arithmetic": arithmetic(),
         "code": code_version(device.type == "cuda"),
     }
 
 
-def in_words(error: Exception) -> str:
-    """Why a run failed, in one line."""
-    if is_out_of_memory(error):
-        return one_line(f"no memory: {str(error) or 'the system has no more'}")
-    told = isinstance(error, Diverged | Lost)
-    return one_line(str(error) if told else f"{type(error).__name__}: {error}")
+def arithmetic() -> dict:
+    """Switches of PyTorch and of the environment that change how sums are rounded."""
+    isa = {name: os.environ[name] for name in sorted(os.environ) if name in ISA}
+    return {"float32_matmul_precision": torch.get_float32_matmul_precision(),
+            "mkldnn": torch.backends.mkldnn.enabled, **isa}
 
 
 def is_lost(device: torch.device) -> bool:
@@ -74,18 +79,19 @@ class ActiveRun:
 
     def begin(self, build: Build, tools: list[type], data_dir: Path | None = None) -> None:
         """Take up the last checkpoint, or start."""
-        config = describe(self.settings, self.data, self.device, data_dir)
+        self.config = describe(self.settings, self.data, self.device, data_dir)
         self.progress = Progress(self.settings, self.place, self.pace)
         self.ends.callback(self.progress.close)
-        self.folder.start(config)
         with self.failure_recorded():
             self.trainer = take_up(
                 self.folder, lambda: Trainer(build, self.data, self.settings, self.device))
             self.saved = self.trainer.epoch
-            if self.saved:  # these may be older or newer than the checkpoint
-                self.folder.save_views(self.trainer.rows, best_of(vars(self.trainer)))
+            self.folder.start(self.config, self.saved, self.settings.num_epochs)
+            if self.saved:  # what is written may be older or newer than the checkpoint
+                state = {"identity": identity_of(self.trainer), **vars(self.trainer)}
+                self.folder.save_views(self.trainer.rows, best_of(state))
             self.progress.begin(self.saved)
-            self.tracking = Tracking(tools, self.folder.folder, config, self.trainer.rows)
+            self.tracking = Tracking(tools, self.folder.folder, self.config, self.trainer.rows)
             self.ends.callback(lambda: self.tracking.close(self.failed))
 
     @property
@@ -100,7 +106,11 @@ class ActiveRun:
         except (UserError, OSError):
             raise  # no fault of the run
         except Exception as error:
+            if is_out_of_threads(error):
+                raise UserError(NO_THREADS) from error
             self.failed = True
+            if self.trainer is None:
+                self.folder.start(self.config, self.saved, self.settings.num_epochs)
             reason, epoch = in_words(error), min(self.saved + 1, self.settings.num_epochs)
             step = getattr(error, "step", None)
             self.folder.fail({"reason": reason, "epoch": epoch, "step": step, "time": time.time()})

@@ -19,11 +19,15 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+from fast.machine import choose_device, keep_freed_memory  # before torch: says how threads wait
+
+# isort: split
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lab.errors import in_one_line
 from lab.table import columns
 from load_data import DATA_DIR, Data, Split
 from store.files import UserError, one_line, write_file, write_json
@@ -48,8 +52,11 @@ LIKELIEST = 3  # classes printed for a picture
 Load = Callable[[Path, bool], Data]
 
 
-def evaluate_run(options, build: Build, load: Load, device: torch.device) -> int:
+@in_one_line
+def evaluate_run(options, build: Build, load: Load) -> int:
     """Do what --evaluate and --predict say; returns the exit code."""
+    device = choose_device(options.device)
+    keep_freed_memory()
     folder = find_run(options.runs_dir / options.network, options.evaluate, options.network)
     trained = read_trained(folder, options.network, build)
     if options.predict:

@@ -1,7 +1,6 @@
 """From settings to finished runs: shares the list out among processes and trains what is left."""
 
 import contextlib
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,11 +11,12 @@ from fast.machine import choose_device, keep_freed_memory  # before torch: says 
 import torch
 
 from fast.gpu.graph import wants_graph
-from lab.active_run import ActiveRun, in_words, train
+from lab.active_run import ActiveRun, train
+from lab.errors import in_one_line
 from lab.progress import Pace, print_results
-from lab.terminal import graceful_interrupt
 from lab.tracking import chosen_tools
 from load_data import Data
+from store.code import code_version
 from store.files import UserError, one_line
 from store.images import prepared
 from store.run import RunFolder, forget_failures
@@ -27,29 +27,14 @@ SIDE_BY_SIDE = 8  # small MLPs at once: enough to gain from it, few enough for s
 Load = Callable[[Path, bool], Data]
 
 
-@graceful_interrupt()
+@in_one_line
 def run_experiment(options, build: Build, load: Load) -> int:
-    """Do what the command line says; returns the exit code."""
-    try:
-        chosen_tools(options)  # one that is missing is told before any work
-        device = choose_device(options.device)
-        keep_freed_memory()
-        if options.evaluate is not None:
-            from lab.evaluation import evaluate_run
-
-            return evaluate_run(options, build, load, device)
-        return train_all(options, build, load(options.data_dir, options.synthetic), device)
-    except (UserError, OSError) as error:
-        print(one_line(f"{sys.argv[0]}: error: {error}"), file=sys.stderr)
-        return 2
-    except Exception as error:
-        if not (is_out_of_memory(error) or "CUDA error" in str(error)):
-            raise
-        print(f"{sys.argv[0]}: error: {in_words(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last finished epoch", file=sys.stderr)
-        return 130
+    """Train what the command line says; returns the exit code."""
+    chosen_tools(options)  # fail early if a package is missing
+    device = choose_device(options.device)
+    code_version(device.type == "cuda")  # of the sources as they were loaded just now
+    keep_freed_memory()
+    return train_all(options, build, load(options.data_dir, options.synthetic), device)
 
 
 def train_all(options, build: Build, data: Data, device: torch.device) -> int:
@@ -87,7 +72,8 @@ def train_all(options, build: Build, data: Data, device: torch.device) -> int:
 
 
 def is_open(settings: Settings, folder: RunFolder) -> bool:
-    return not folder.finished(settings.num_epochs) and folder.failure() is None
+    done = folder.finished(settings.num_epochs) and not folder.wants_views()
+    return not done and folder.failure() is None
 
 
 def train_group(group: list[Settings], folders: dict[Settings, RunFolder], options, build: Build,
@@ -115,7 +101,7 @@ def gain_side_by_side(options, device: torch.device) -> bool:
     """
     settings = options.settings[0]  # all have these in common
     small = settings.network == "mlp" and settings.hidden_size <= 1000
-    plain = not settings.augment and not settings.compile
+    plain = not settings.augment and not settings.compile and settings.hidden_layers == 1
     alone = options.wandb  # takes one run of a process at a time
     able = device.type in ("cpu", "cuda") and not wants_graph(device)
     return small and plain and able and not alone
@@ -138,7 +124,14 @@ def refuse_impossible(settings: Settings, folder: RunFolder, data: Data) -> None
         if (value := getattr(settings, flag)) and value > images:
             raise UserError(f"argument --{flag}: {value} is not allowed, the training set has "
                             f"{images} images")
-    config, result = folder.config(), folder.result()
+    if link := folder.link():
+        raise UserError(f"{link} is a link, and nothing here follows links in a run's folder; put "
+                        "the file in its place, or delete the folder to retrain the run")
+    run = folder.read()
+    config, result = run.config, run.result
+    if run.is_copy:
+        raise UserError(f"{folder.folder} is a copy of the run {run.own_name}, as its config.json "
+                        "says; give it that name again, or delete it")
     if config and config["data"].get("fingerprint") != data.fingerprint:
         raise UserError(f"{folder.folder} was trained on other data "
                         f"({config['data'].get('source')}); choose another --runs_dir, or delete "

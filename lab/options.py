@@ -3,14 +3,14 @@
 import argparse
 import difflib
 import itertools
-import json
 import os
 import re
 import shlex
 from pathlib import Path
 
-from lab.status import print_plan, read_plan
+from lab.status import Entry, print_plan
 from store.files import ROOT, one_line
+from store.run import RunFolder
 from store.settings import DEFAULTS, LONGEST_NAME, SETTINGS, Settings
 
 
@@ -161,7 +161,6 @@ def add_use(group) -> None:
     either = group.add_mutually_exclusive_group()
     either.add_argument("--dry-run", action="store_true",
                         help="print every run's folder, epochs and state, and do nothing")
-    either.add_argument("--plan", action="store_true", help=argparse.SUPPRESS)  # for lab/status.py
     either.add_argument("--evaluate", type=RUN, metavar="RUN",
                         help="print test loss, accuracy per class and confusion matrix of a run's "
                              "best weights. RUN is a folder or a run's name; trailing defaults may "
@@ -179,14 +178,21 @@ def parse_command_line(network: str, description: str, arguments: list[str] | No
     Exits with code 2 and one line on stderr if a value is not allowed.
     """
     parser = build_parser(network, description)
+    options = read_options(parser, network, arguments)
+    if options.dry_run:
+        print_plan([entry(parser, options, run) for run in options.settings])
+        parser.exit()
+    if options.evaluate is None and not can_write_in(options.runs_dir):
+        parser.error(f"argument --runs_dir: {str(options.runs_dir)!r} is not allowed, it must be a "
+                     "folder to write in")
+    return options
+
+
+def read_options(parser: Parser, network: str, arguments: list[str] | None):
     options = parser.parse_args(arguments)
     options.network = network
     if options.predict and options.evaluate is None:
         parser.error("argument --predict: needs --evaluate RUN, whose network shall predict")
-    listing = options.dry_run or options.plan
-    if options.evaluate is None and not listing and not can_write_in(options.runs_dir):
-        parser.error(f"argument --runs_dir: {str(options.runs_dir)!r} is not allowed, it must be a "
-                     "folder to write in")
     if network == "mlp" and 1 in options.batch_size and not options.without_BatchNorm:
         parser.error("argument --batch_size: 1 is not allowed with BatchNorm1d, which needs two "
                      "samples to have a variance; take 2 or more, or --without_BatchNorm")
@@ -194,20 +200,22 @@ def parse_command_line(network: str, description: str, arguments: list[str] | No
     if any(len(run.name) > LONGEST_NAME for run in options.settings):
         parser.error("the settings have too many digits for the name of a run's folder, at most "
                      f"{LONGEST_NAME} letters; take rounder numbers")
-    if listing:
-        plan = [json.dumps({"folder": str(options.runs_dir / network / run.name),
-                            "num_epochs": run.num_epochs, "command": command(parser, options, run)})
-                for run in options.settings]
-        print("\n".join(plan)) if options.plan else print_plan(read_plan(plan))
-        parser.exit()
     return options
 
 
-def command(parser: Parser, options, run: Settings) -> str:
-    """The command line of a run, without its seed and whatever else is at its default."""
-    words = [f"{run.network}/main.py"]
-    for name in (*vars(run), "device", "data_dir", "runs_dir"):
-        value = getattr(run, name, getattr(options, name, None))
+def entry(parser: Parser, options, run: Settings) -> Entry:
+    """A run in the list of those to train, with its command line but for the seed."""
+    values = {**vars(run), **{name: getattr(options, name)
+                              for name in ("device", "data_dir", "runs_dir")}}
+    command = shlex.join([f"{run.network}/main.py", *flags_of(parser, values)])
+    folder = RunFolder(options.runs_dir / run.network / run.name)
+    return Entry(folder, run.num_epochs, command)
+
+
+def flags_of(parser: Parser, values: dict) -> list[str]:
+    """The words of a command line for what is not at its default, but for network and seed."""
+    words = []
+    for name, value in values.items():
         if name not in ("network", "seed") and value != parser.get_default(name):
             if value is True:
                 words.append(f"--{name}")
@@ -215,7 +223,7 @@ def command(parser: Parser, options, run: Settings) -> str:
                 words.append(f"--{name}={value}")
             else:
                 words += [f"--{name}", str(value)]
-    return shlex.join(words)
+    return words
 
 
 def combinations(options) -> list[Settings]:

@@ -14,8 +14,11 @@ if __name__ == "__main__":
 
     options = parse_command_line("mlp", __doc__)  # help and errors come before torch is loaded
 
-    from lab.experiment import run_experiment
+    if options.evaluate is None:
+        from lab.experiment import run_experiment as run
+    else:
+        from lab.evaluation import evaluate_run as run
     from load_data import load_cifar_2d
     from mlp.model import build
 
-    sys.exit(run_experiment(options, build, load_cifar_2d))
+    sys.exit(run(options, build, load_cifar_2d))

@@ -2,7 +2,8 @@
 
 A run is the folder `runs/<mlp|cnn>/<name>/` with
 
-    config.json     settings, versions, device, threads, data set
+    config.json     settings, versions, device, threads, data set; if several versions or machines
+                    made the run, `origins`: each with its first epoch
     checkpoint.pt   everything to go on from, after the last finished epoch
     checkpoint.previous.pt   the one before, should the last one be damaged
     metrics.csv     a row per epoch
@@ -26,18 +27,19 @@ import io
 import os
 import re
 import sys
-import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from store.code import canonical
 from store.files import (
     UserError,
     as_csv,
     holder,
     is_number,
     is_same,
+    is_whole,
     lock,
     one_line,
     read_file,
@@ -51,6 +53,10 @@ COLUMNS = ("epoch", "train_loss", "train_acc", "val_loss", "val_acc", "test_loss
            "seconds")
 RESULT = ("epochs", "best_epoch", "val_loss", "val_acc", "test_loss", "test_acc", "seconds")
 CHECKPOINTS = ("checkpoint.pt", "checkpoint.previous.pt")
+FILES = ("config.json", "metrics.csv", "best.pt", "predictions.npz", "result.json", "failed.json",
+         *CHECKPOINTS)
+ORIGIN = ("code", "versions", "device", "processor", "threads", "arithmetic")  # of config.json
+MAX_METRICS = 2 ** 24  # bytes: 200,000 epochs
 STATES = ("finished", "running", "interrupted", "failed", "missing")
 
 
@@ -104,6 +110,28 @@ class Run:
         except ValueError:
             return None
 
+    @cached_property
+    def own_name(self) -> str:
+        """As config.json tells; another than the folder's name if this is a copy."""
+        try:
+            return Settings.read(self.config).name if self.config else self.name
+        except ValueError:
+            return self.name
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether the folder was copied or renamed: it is no run of that name."""
+        return self.own_name != self.name
+
+    @property
+    def codes(self) -> list[str]:
+        """The versions of the code that made it, by the hash of their sources."""
+        origins = self.config.get("origins")
+        of = [*(origins if isinstance(origins, list) else []), self.config]
+        codes = [origin.get("code") for origin in of if isinstance(origin, dict)]
+        hashes = [canonical(str(code.get("hash"))) for code in codes if isinstance(code, dict)]
+        return list(dict.fromkeys(hashes))
+
     @property
     def data(self) -> dict:
         """What data it learned from, as config.json tells."""
@@ -152,7 +180,7 @@ class RunFolder:
     @contextlib.contextmanager
     def hold(self):
         with lock(self.folder / "lock", wait=False) as self.lock_file:
-            yield bool(self.lock_file)
+            yield self.lock_file is not None
 
     # reading
 
@@ -162,16 +190,16 @@ class RunFolder:
                    self.result(), self.failure(), worker)
 
     def config(self) -> dict | None:
-        config = read_json(self.folder / "config.json")
+        config = read_json(self.folder / "config.json", links=False)
         return config if config and isinstance(config.get("data"), dict) else None
 
     def result(self) -> dict | None:
-        result = read_json(self.folder / "result.json")
+        result = read_json(self.folder / "result.json", links=False)
         fits = result and all(is_number(result.get(key)) for key in RESULT)
         return result if fits and type(result["epochs"]) is int else None
 
     def failure(self) -> dict | None:
-        failure = read_json(self.folder / "failed.json")
+        failure = read_json(self.folder / "failed.json", links=False)
         return failure if failure and is_number(failure.get("time")) else None
 
     def finished(self, num_epochs: int) -> bool:
@@ -182,20 +210,38 @@ class RunFolder:
         """The rows of metrics.csv, epochs as int and the rest as float; a damaged row ends them."""
         rows = []
         with contextlib.suppress(OSError, KeyError, TypeError, ValueError, csv.Error):
-            text = read_file(self.folder / "metrics.csv").decode(errors="replace")
-            for row in csv.DictReader(io.StringIO(text, newline="")):
+            text = read_file(self.folder / "metrics.csv", MAX_METRICS, links=False)
+            text = text.decode("utf-8-sig", errors="replace")  # as spreadsheets save it
+            separator = ";" if text.startswith("epoch;") else ","
+            for row in csv.DictReader(io.StringIO(text, newline=""), delimiter=separator):
                 rows.append(metrics_row(row))
         return rows
+
+    def wants_views(self) -> bool:
+        """Whether metrics.csv or best.pt of a finished run are lost, and a checkpoint has them."""
+        if not self.has_checkpoint():
+            return False
+        try:
+            written = read_file(self.folder / "metrics.csv", MAX_METRICS, links=False)
+        except (OSError, ValueError):
+            return True
+        lost = written != as_csv(COLUMNS, self.metrics())
+        return lost or not (self.folder / "best.pt").exists()
+
+    def link(self) -> Path | None:
+        """A link in the place of one of its files: it may lead anywhere."""
+        paths = (self.folder / name for name in FILES)
+        return next((path for path in paths if path.is_symlink()), None)
 
     def checkpoints(self, most: int) -> Iterator[tuple[Path, bytes]]:
         """The checkpoints of at most so many bytes, last one first; a damaged one is named."""
         for path in (self.folder / name for name in CHECKPOINTS):
             if path.exists():
                 try:
-                    data = read_file(path, most)
+                    data = read_file(path, most, links=False)
                 except ValueError:
                     data = b""
-                if intact(data):
+                if is_whole(data):
                     yield path, data
                 else:
                     print(one_line(f"{path} is damaged and not used"), file=sys.stderr)
@@ -205,12 +251,17 @@ class RunFolder:
 
     # writing
 
-    def start(self, config: dict) -> None:
-        """Note the settings of a new run, or of one that goes on."""
+    def start(self, config: dict, epochs: int, num_epochs: int) -> None:
+        """Note settings and origin of a run that goes on from `epochs` to `num_epochs`."""
         for leftover in self.folder.glob(".*.tmp"):
             leftover.unlink(missing_ok=True)
         (self.folder / "failed.json").unlink(missing_ok=True)
-        if self.config() != config:
+        before = self.config() or {}
+        if before and epochs >= num_epochs:
+            return  # nothing is trained, but a lost file is written again
+        made_by = origins(before, config, epochs)
+        config |= {"origins": made_by} if len(made_by) > 1 else {}
+        if before != config:
             write_json(self.folder / "config.json", config)
 
     def step_back(self) -> None:
@@ -241,6 +292,21 @@ class RunFolder:
         write_json(self.folder / "failed.json", failure)
 
 
+def origins(before: dict, config: dict, epochs: int) -> list[dict]:
+    """What made which epochs, each from its first one on, where `config` makes those to come."""
+    def origin(of: dict, epoch: int) -> dict:
+        return {"epoch": epoch, **{key: of.get(key) for key in ORIGIN}}
+
+    known = before.get("origins")
+    if not isinstance(known, list) or not all(
+            isinstance(one, dict) and is_number(one.get("epoch")) for one in known):
+        known = [origin(before, 1)] if before else []
+    known = [one for one in known if one["epoch"] <= epochs]
+    new = origin(config, epochs + 1)
+    same = known and {**known[-1], "epoch": 0} == {**new, "epoch": 0}
+    return known if same else [*known, new]
+
+
 def forget_failures(folders: Iterable[RunFolder]) -> None:
     """Let failed runs be trained again, but for one that another process has taken up already."""
     for folder in folders:
@@ -248,22 +314,3 @@ def forget_failures(folders: Iterable[RunFolder]) -> None:
             with folder.hold() as held:
                 if held:
                     (folder.folder / "failed.json").unlink(missing_ok=True)
-
-
-def intact(data: bytes) -> bool:
-    """Whether bytes that torch.save wrote are whole: a zip archive with a CRC-32 of every part.
-
-    torch.save never compresses, so an archive that would unpack to more is refused unread. It sets
-    no attributes either, which no CRC covers: torch.load skips a part marked as a folder, and its
-    tensor is whatever was in memory before. Of two parts of one name, one reader takes the first
-    and another the last.
-    """
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            parts = archive.infolist()
-            marked = any(part.external_attr for part in parts)
-            alone = len({part.filename.lower() for part in parts}) == len(parts)
-            small = sum(part.file_size for part in parts) <= len(data)
-            return alone and small and not marked and archive.testzip() is None
-    except Exception:  # zipfile raises many kinds on damaged input; each one means damaged
-        return False

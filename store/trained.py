@@ -2,8 +2,6 @@
 
 import contextlib
 import io
-import pickletools
-import zipfile
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -11,14 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from store.dataset import normalize
-from store.files import UserError, is_number, read_file
-from store.run import Run, RunFolder, intact
-from store.settings import Settings
+from store.files import UserError, is_number, is_whole, read_file
+from store.run import Run, RunFolder
+from store.settings import Settings, without_defaults
 
 Build = Callable[[Settings, int], nn.Module]  # of the settings and the number of classes
-KINDS = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2",  # of which a state is made
-         "torch FloatStorage", "torch LongStorage",
-         "torch ByteStorage", "torch ShortStorage"}
 
 
 class Trained(NamedTuple):
@@ -43,8 +38,11 @@ def read_trained(folder: RunFolder, network: str, build: Build) -> Trained:
     if run.config.get("network", network) != network:
         raise UserError(f"{folder.folder} is a run of the {run.config['network']}; evaluate it "
                         "with its main.py")
+    if run.is_copy:
+        raise UserError(f"{folder.folder} is a copy of the run {run.own_name}, as its config.json "
+                        "says; give it that name again")
     try:
-        with judging():
+        with as_value_errors():
             settings = Settings.read(run.config)
             classes = run.data["classes"]
             if not isinstance(classes, list) or not {"source", "fingerprint"} <= run.data.keys():
@@ -54,21 +52,24 @@ def read_trained(folder: RunFolder, network: str, build: Build) -> Trained:
     except ValueError as error:
         raise UserError(f"{folder.folder / 'config.json'} is missing or damaged ({error}), so the "
                         "run cannot be evaluated; retrain it") from error
-    return Trained(folder, settings, run, read_best(folder, blank))
+    identity = run_identity(settings, run.fingerprint)
+    return Trained(folder, settings, run, read_best(folder, blank, identity))
 
 
-def read_best(folder: RunFolder, blank: nn.Module) -> dict:
-    """The weights in best.pt, as "network", for one like `blank`; and the row of their epoch."""
+def read_best(folder: RunFolder, blank: nn.Module, identity: dict) -> dict:
+    """The weights in best.pt of that run, as "network", for one like `blank`; and their row."""
     path = folder.folder / "best.pt"
     try:
-        with judging():
-            content = read_file(path, largest(blank))
-            if not intact(content):
+        with as_value_errors():
+            content = read_file(path, most_bytes(blank), links=False)
+            if not is_whole(content):
                 raise ValueError("it is not whole")
             best = read_state(content)
             if not all(is_number(best[key]) for key in ("epoch", "test_loss", "test_acc")):
                 raise ValueError("its metrics are not finite")
-            refuse_unlike(best["network"], blank.to(memory_format=torch.channels_last).state_dict())
+            refuse_unlike(best["network"], blank.state_dict())
+            if "identity" in best and without_defaults(best["identity"]) != identity:
+                raise ValueError("it is of another run")
             return best
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); a run has it after its first "
@@ -96,11 +97,16 @@ def confusion_matrix(labels: Tensor, answers: Tensor, n: int) -> Tensor:
     return torch.bincount(labels.cpu() * n + answers.cpu(), minlength=n * n).view(n, n)
 
 
+def run_identity(settings: Settings, fingerprint: str) -> dict:
+    """What the files of one run share."""
+    return {**settings.identity(), "fingerprint": fingerprint}
+
+
 # Tensors out of a file
 
 
 @contextlib.contextmanager
-def judging() -> Iterator[None]:
+def as_value_errors() -> Iterator[None]:
     """Whatever a file's content leads to within is a ValueError; the machine's trouble stays."""
     try:
         yield
@@ -116,42 +122,22 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or any(sign in text for sign in signs)
 
 
-def largest(network: nn.Module) -> int:
+def most_bytes(network: nn.Module) -> int:
     """More bytes than a file of this network has: its weights four times, and the rows."""
     weights = sum(value.numel() * value.element_size() for value in network.state_dict().values())
     return 5 * weights + 2 ** 24
 
 
 def read_state(content: bytes) -> dict:
-    """The state in an intact file of torch.save, made of nothing but KINDS."""
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        for name in archive.namelist():
-            if name.lower().endswith(".pkl"):
-                refuse_other_kinds(archive.read(name))
+    """The state in a whole file of torch.save: tensors and plain values alone."""
     state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     if not isinstance(state, dict):
         raise ValueError("it holds no state")
     return state
 
 
-def refuse_other_kinds(pickled: bytes) -> None:
-    """Raise ValueError for what a state never holds, and what may take all memory or time."""
-    tuples, last = set(), ""
-    for code, what, _ in pickletools.genops(pickled):
-        if "GLOBAL" in code.name and what not in KINDS:  # a bytearray of any size
-            raise ValueError(f"it holds {what}")
-        if "PUT" in code.name and "TUPLE" in last:
-            tuples.add(what)
-        if "GET" in code.name and what in tuples:  # pairs of pairs of pairs: as a key, without end
-            raise ValueError("it holds one tuple twice")
-        last = code.name
-
-
 def refuse_unlike(state: dict, own: dict) -> None:
-    """Raise ValueError unless `state` has the tensors of `own`: keys, shapes, types, strides.
-
-    The optimizer's kernel reads as many values as the weights have, whatever the state holds.
-    """
+    """Raise ValueError unless `state` has the tensors of `own`: keys, shapes and types."""
     if not isinstance(state, dict) or state.keys() != own.keys():
         raise ValueError("it has other names than the network")
     for key, value in own.items():
@@ -163,8 +149,7 @@ def refuse_unlike(state: dict, own: dict) -> None:
 
 
 def signature(x: Tensor) -> tuple:
-    return (x.shape, x.dtype, x.layout, x.layout == torch.strided and x.stride(), x.is_neg(),
-            x.requires_grad)
+    return x.shape, x.dtype, x.layout, x.is_neg(), x.requires_grad
 
 
 def on_cpu(state):

@@ -1,6 +1,5 @@
 """What the checks of run_grid.sh share: calling it, finding and killing its workers, comparing folders of runs."""
 
-import contextlib
 import hashlib
 import os
 import random
@@ -50,23 +49,13 @@ def processes(mark: str, part: str = "") -> list[int]:
 
 
 def workers(mark: str) -> list[int]:
-    """The main.py that train. Those of --plan are in the process group of run_grid.sh itself."""
-    found = []
-    for process in processes(mark, "main.py"):
-        with contextlib.suppress(OSError):
-            if b"--plan" not in Path(f"/proc/{process}/cmdline").read_bytes():
-                found.append(process)
-    return found
+    return processes(mark, "--worker")
 
 
-def kill_worker(marks: list[str], group: bool = True) -> None:
-    """kill -9 for a random worker: for its main.py and the shell around it, or for its main.py alone."""
+def kill_worker(marks: list[str]) -> None:
+    """kill -9 for a random worker."""
     wait_until(lambda: any(workers(mark) for mark in marks))
-    victim = random.choice([pid for mark in marks for pid in workers(mark)])
-    if group:
-        os.killpg(os.getpgid(victim), signal.SIGKILL)
-    else:
-        os.kill(victim, signal.SIGKILL)
+    os.kill(random.choice([pid for mark in marks for pid in workers(mark)]), signal.SIGKILL)
 
 
 def wait_until(true, seconds: float = 120, every: float = 0.02) -> None:

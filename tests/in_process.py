@@ -7,6 +7,7 @@ import torch
 
 import cnn.model
 import mlp.model
+from lab.evaluation import evaluate_run
 from lab.experiment import run_experiment
 from lab.options import parse_command_line
 from load_data import Data, Split, load_cifar_2d, load_cifar_4d
@@ -38,7 +39,8 @@ def options_of(network: str, *arguments):
 def main(network: str, *arguments) -> int:
     """The exit code of `python <network>/main.py ARGUMENTS`, with the defaults of the tests."""
     options = options_of(network, *arguments)
-    return run_experiment(options, build, LOAD[network])
+    run = run_experiment if options.evaluate is None else evaluate_run
+    return run(options, build, LOAD[network])
 
 
 def only_run(runs_dir, network: str) -> RunFolder:

@@ -22,6 +22,7 @@ from torch._subclasses import FakeTensorMode
 
 from lab import active_run, checkpoint, experiment
 from lab.checkpoint import as_bytes, files_of, take_up
+from store.files import UserError
 from store.run import RunFolder
 from store.trained import copied, is_out_of_memory
 from training import Diverged, Trainer, on_cpu
@@ -103,16 +104,6 @@ def with_memory(limit: int, work):
 # Hostile
 
 
-class Of:
-    """Pickled as a call of `function`."""
-
-    def __init__(self, function, *arguments):
-        self.call = function, arguments
-
-    def __reduce__(self):
-        return self.call
-
-
 def moment(change):
     def hostile(state: dict) -> None:
         state["optimizer"]["state"][0]["exp_avg"] = change(state["optimizer"]["state"][0]["exp_avg"])
@@ -132,8 +123,6 @@ TWO = torch.tensor([1, 2])
 HOSTILE = {
     "a moment of one value": moment(lambda x: torch.zeros(1)),
     "a bias' moment of one value": entry("optimizer", "state", 1, "exp_avg", value=torch.zeros(1)),
-    "of stride 0": moment(lambda x: torch.zeros(1).expand(x.shape)),
-    "in another order": moment(lambda x: x.t().contiguous().t()),
     "sparse": moment(Tensor.to_sparse),
     "sparse rows": moment(Tensor.to_sparse_csr),
     "quantized": moment(lambda x: torch.quantize_per_tensor(x, 0.1, 0, torch.quint8)),
@@ -154,12 +143,13 @@ HOSTILE = {
     "a step of two": entry("optimizer", "state", 0, "step", value=TWO),
     "a step that is whole": entry("optimizer", "state", 0, "step", value=2),
     "8 GB in a value": entry("network", "linear1.weight", value=torch.zeros(1).expand(2 ** 31)),
-    "3 GB of bytes": entry("more", value=Of(bytearray, 3 * 10 ** 9)),
-    "3 GB as a key": entry("more", value=Of(set, [1])),
     "best weights of one value": entry("best_weights", "linear1.weight", value=torch.zeros(1)),
     "no best weights": entry("best_weights", value={}),
     "an identity of tensors": entry("identity", "seed", value=TWO),
     "no identity": entry("identity", value=[]),
+    "predictions of one image": entry("best_predictions", "val", value=torch.zeros(1, dtype=torch.uint8)),
+    "predictions that are none": entry("best_predictions", value=[1, 2]),
+    "predictions of more": entry("best_predictions", "train", value=torch.zeros(70, dtype=torch.uint8)),
     "rows that are a tensor": entry("rows", value=TWO),
     "a row of tensors": entry("rows", value=lambda rows: [{**rows[0], "epoch": TWO}]),
     "a row that is not finite": entry("rows", value=lambda rows: [{**rows[0], "seconds": math.nan}]),
@@ -177,26 +167,33 @@ def test_a_hostile_state_is_refused_and_takes_no_memory(kind, good, tmp_path):
     (tmp_path / "checkpoint.pt").write_bytes(as_bytes(state))
 
     def work() -> int:
-        taken = take_up(RunFolder(tmp_path), lambda: trainer_of(SETTINGS, DATA))
-        if epoch := taken.epoch:
-            taken.run_epoch()
-        return epoch
+        with pytest.raises(UserError, match="is whole, but nothing that this run can go on from"):
+            take_up(RunFolder(tmp_path), lambda: trainer_of(SETTINGS, DATA))
+        return 0
 
     log = tmp_path / "log"
     assert Child(with_memory(10 ** 9, work), log).wait() == 0, log.read_text()
-    assert log.read_text().count("\n") == 1 and "no usable checkpoint" in log.read_text()
 
 
-def test_two_parts_of_one_name_are_refused(good, tmp_path, capsys):
-    """One reader takes the first of them, another the last."""
-    path = tmp_path / "checkpoint.pt"
-    path.write_bytes(good)
-    with zipfile.ZipFile(path, "a") as archive:
-        archive.writestr("archive/DATA.pkl", archive.read("archive/data.pkl"))
-        for part in archive.filelist:
-            part.external_attr = 0
-    assert take_up(RunFolder(tmp_path), lambda: trainer_of(SETTINGS, DATA)).epoch == 0
-    assert "damaged and not used" in capsys.readouterr().err
+@pytest.mark.parametrize("strides", ["all 0", "in another order"])
+def test_strides_of_a_file_do_not_matter(strides, half_done, images, trained):
+    """PyTorch alone may have written it, for a network in another order of memory."""
+    for name in ("checkpoint.pt", "best.pt"):
+        state = torch.load(half_done.folder / name, weights_only=True)
+        weight = state["network"]["linear1.weight"]
+        state["network"]["linear1.weight"] = weight.t().contiguous().t()
+        if name == "checkpoint.pt":
+            moments = state["optimizer"]["state"][0]
+            moments["exp_avg"] = moments["exp_avg"].t().contiguous().t()
+            if strides == "all 0":
+                moments["exp_avg"] = torch.zeros(1).expand(weight.shape)
+        torch.save(state, half_done.folder / name)
+    folder = half_done.folder.parents[1]
+    assert main("mlp", "--runs_dir", folder, "--evaluate", half_done.folder, "--data_dir", images) == 0
+    for name in ("evaluation.json", "mistakes.png"):
+        (half_done.folder / name).unlink(missing_ok=True)
+    assert train(images, folder, 3) == 0
+    assert (strides == "all 0") != as_if_uninterrupted(half_done, trained)
 
 
 def test_of_the_optimizer_the_moments_alone_are_taken(half_done, images, trained):
@@ -208,7 +205,8 @@ def test_of_the_optimizer_the_moments_alone_are_taken(half_done, images, trained
     assert as_if_uninterrupted(half_done, trained)
 
 
-def test_a_run_of_before_some_settings_were_there_goes_on(half_done, images, trained, capsys):
+@pytest.mark.parametrize("left_out", [False, True])
+def test_a_run_of_before_some_settings_were_there_goes_on(left_out, half_done, images, trained, capsys):
     """Its identity names every setting of then, at its default too, and none of the later ones."""
     state = state_of(half_done)
     state["identity"] = {
@@ -216,6 +214,9 @@ def test_a_run_of_before_some_settings_were_there_goes_on(half_done, images, tra
         "without_BatchNorm": False, "without_dropout": False, "dropout_type": None, "hidden_size": 4,
         "precision": "fp32", "compile": False, "augment": False, "schedule": "constant",
         "synthetic": False, "fingerprint": state["identity"]["fingerprint"]}
+    if left_out:  # as the next versions wrote it
+        own = ("network", "batch_size", "learning_rate", "drop_rate", "seed", "hidden_size", "fingerprint")
+        state["identity"] = {name: state["identity"][name] for name in own}
     (half_done.folder / "checkpoint.pt").write_bytes(as_bytes(state))
     (half_done.folder / "checkpoint.previous.pt").unlink()
     assert train(images, runs_dir(half_done), 3) == 0
@@ -230,8 +231,9 @@ def test_best_weights_lie_on_the_cpu_fresh_and_resumed(half_done):
         card = {"weight": torch.empty(3, device="cuda")}  # one that is not there
     trainer = trainer_of(SETTINGS)
     trainer.network = SimpleNamespace(state_dict=lambda: card)
-    ones = torch.ones(30), torch.ones(30)
-    trainer.end_epoch(dict.fromkeys(("train", "val", "test"), ones), time.perf_counter())
+    ones = torch.ones(30), torch.ones(30, 10)
+    order = torch.arange(30)
+    trainer.end_epoch(order, dict.fromkeys(("train", "val", "test"), ones), time.perf_counter())
     for weights in (trainer.best_weights, on_cpu(trainer.network.state_dict())):
         assert weights["weight"].device.type == "cpu"
 
@@ -243,7 +245,7 @@ def test_files_hold_the_epoch_they_were_asked_for_whenever_they_are_made(monkeyp
         asked.append((files_of(trainer), files_of(trainer)(), trainer.best is trainer.rows[-1]))
     assert len({checkpoint for _, (checkpoint, _), _ in asked}) == 3
     for files, made_at_once, is_best in asked:
-        assert files() == made_at_once and (made_at_once[1] is not None) == is_best
+        assert files() == made_at_once and bool(made_at_once[1]) == is_best
 
 
 def test_the_device_is_waited_for_where_bytes_are_made_not_where_the_epoch_ends(monkeypatch):
@@ -272,15 +274,6 @@ def repacked(archive: bytes, change) -> bytes:
     return buffer.getvalue()
 
 
-def test_a_key_that_is_pairs_of_pairs_without_end_is_refused_at_once(good, tmp_path):
-    pairs = b"".join(b"h%c\x86q%c" % (i, i + 1) for i in range(60))  # of one thing, twice
-    path = tmp_path / "checkpoint.pt"
-    path.write_bytes(repacked(good, lambda data: b"\x80\x02}K\x01\x85q\x00" + pairs + b"K\x01s."))
-    log = tmp_path / "log"
-    child = Child(lambda: take_up(RunFolder(tmp_path), lambda: trainer_of(SETTINGS, DATA)).epoch, log)
-    assert child.wait(limit=20) == 0 and "one tuple twice" in log.read_text()
-
-
 def test_whatever_the_pickle_in_an_intact_archive_says_the_process_stands(
         good, tmp_path, record_property):
     """A few bytes of it are changed, and the sums are made again."""
@@ -296,10 +289,10 @@ def test_whatever_the_pickle_in_an_intact_archive_says_the_process_stands(
         taken = 0
         for _ in range(changes):
             (tmp_path / "checkpoint.pt").write_bytes(repacked(good, changed))
-            trainer = take_up(RunFolder(tmp_path), lambda: trainer_of(SETTINGS, DATA))
-            if trainer.epoch:
-                taken += 1
-                with contextlib.suppress(Diverged):
+            with contextlib.suppress(Diverged, UserError):
+                trainer = take_up(RunFolder(tmp_path), lambda: trainer_of(SETTINGS, DATA))
+                if trainer.epoch:
+                    taken += 1
                     trainer.run_epoch()
                     files_of(trainer)()
         (tmp_path / "taken").write_text(str(taken))
@@ -307,10 +300,9 @@ def test_whatever_the_pickle_in_an_intact_archive_says_the_process_stands(
 
     log = tmp_path / "log"
     assert Child(with_memory(10 ** 9, work), log).wait(600) == 0, log.read_text()[-3000:]
-    taken, notes = int((tmp_path / "taken").read_text()), log.read_text().splitlines()
-    assert len(notes) == changes - taken and all("no usable checkpoint" in note for note in notes)
-    assert len(notes) > changes / 2
-    record_property("changed pickles", f"{len(notes)} refused, {taken} taken, of {changes}")
+    taken = int((tmp_path / "taken").read_text())
+    assert taken < changes / 2
+    record_property("changed pickles", f"{changes - taken} refused, {taken} taken, of {changes}")
 
 
 # What was finished
@@ -520,11 +512,8 @@ FOREIGN = {
     "a loss that is not finite": changed_best(lambda best: best.update(test_loss=math.nan)),
     "an accuracy that is a tensor": changed_best(lambda best: best.update(test_acc=TWO)),
     "an epoch that is meta": changed_best(lambda best: best.update(epoch=torch.zeros((), device="meta"))),
-    "weights of stride 0": changed_best(lambda best: best["network"].update(
-        {"linear1.weight": torch.zeros(1).expand(4, 3072)})),
     "8 GB in a value": changed_best(lambda best: best["network"].update(
         {"linear1.weight": torch.zeros(1).expand(2 ** 31)})),
-    "3 GB of bytes": changed_best(lambda best: best.update(more=Of(bytearray, 3 * 10 ** 9))),
     "3 GB of nothing": endless_best,
 }
 

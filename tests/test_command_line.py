@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from in_process import main, only_run, options_of, random_data, settings_of, trainer_of
 
-from lab.checkpoint import as_bytes, identity, take_up
+from lab.checkpoint import as_bytes, identity_of, take_up
 from lab.experiment import refuse_impossible
 from lab.progress import print_results
 from load_data import load_cifar_4d
@@ -357,7 +357,7 @@ def test_any_bytes_in_a_checkpoint_are_the_checkpoint_or_not_used(data):
     if not (good := folder / "good").exists():
         trainer = trainer_of(SMALL, noise)
         trainer.run_epoch()
-        good.write_bytes(as_bytes({"identity": identity(SMALL, noise), **trainer.state_dict()}))
+        good.write_bytes(as_bytes({"identity": identity_of(trainer), **trainer.state_dict()}))
     whole = good.read_bytes()
     (folder / "checkpoint.pt").write_bytes(data.draw(damaged(whole)))
     taken = take_up(RunFolder(folder), lambda: trainer_of(SMALL, noise))
@@ -413,7 +413,7 @@ def test_any_bytes_in_json_are_taken_or_seen_as_damaged(data, name):
             main("mlp", "--runs_dir", files().runs, "--evaluate", run.name, "--predict",
                  files().images / "test" / "class0" / "0000.png")
     except UserError as error:
-        assert "other data" in str(error)
+        assert "other data" in str(error) or "is a copy" in str(error)
     finally:
         path.write_bytes(files().good[path]) if path in files().good else path.unlink()
 

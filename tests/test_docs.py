@@ -90,12 +90,12 @@ def test_links_lead_somewhere():
             assert (ROOT / name).parent.joinpath(target).exists(), f"{name} points to {target}"
 
 
-def test_a_new_study_is_one_case(copy):
+def test_a_new_study_is_one_entry(copy):
     """As CONTRIBUTING.md says."""
-    script = copy / "run_grid.sh"
-    case = '    width) for size in 50 200; do main mlp --hidden_size $size "$@"; done ;;\n'
-    replace(script, "    all) for each", f"{case}    all) for each")
+    entry = '    study("width", "mlp", "MLP, width", {"{hidden_size}": {"hidden_size": (50, 200)}}),\n'
+    replace(copy / "studies.py", "STUDIES = (\n", f"STUDIES = (\n{entry}")
     done = run("./run_grid.sh width --dry-run", copy)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 2
     assert "hidden200" in done.stdout
+    assert "width             MLP, width: 2 runs" in run("./run_grid.sh --help", copy).stdout

@@ -40,10 +40,10 @@ from faults import (
 from in_process import main, only_run, random_data, settings_of, trainer_of
 
 from lab import active_run, experiment
-from lab.checkpoint import as_bytes, identity, take_up
+from lab.checkpoint import as_bytes, identity_of, take_up
 from store import files
-from store.files import UserError, lock, write_file
-from store.run import RESULT, RunFolder, intact
+from store.files import UserError, is_whole, lock, write_file
+from store.run import RESULT, RunFolder
 
 
 @pytest.fixture(scope="session")
@@ -163,7 +163,7 @@ def test_refused_at_any_moment_it_says_so_in_one_line_and_goes_on_later(number, 
         assert not (folder / "failed.json").exists()
         assert not list(folder.glob(".*.tmp"))
         if point[0] > 10:
-            assert any(intact(path.read_bytes()) for path in folder.glob("checkpoint*.pt"))
+            assert any(is_whole(path.read_bytes()) for path in folder.glob("checkpoint*.pt"))
         finishes(wanted, undisturbed, place)
     record_property(f"refused with {errno.errorcode[number]}", f"{len(points)}")
 
@@ -226,7 +226,7 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_with_space_it_goes_on(undistu
             one_error(capsys, os.strerror(errno.ENOSPC), str(disk))
             stopped += 1
             if kept := list(place.glob("mlp/*/checkpoint*.pt")):
-                assert any(intact(path.read_bytes()) for path in kept)
+                assert any(is_whole(path.read_bytes()) for path in kept)
                 went_on += 1
             assert kept or not i % 2
         filler.unlink()
@@ -301,15 +301,8 @@ DAMAGE = {
     "zeros": lambda path, target: bytes(path.stat().st_size),
     "a flipped bit": lambda path, target: flipped(path.read_bytes(), path.stat().st_size * 4),
     "a hole": lambda path, target: path.read_bytes()[:4096] + bytes(4096) + path.read_bytes()[8192:],
-    "of another seed": lambda path, target: of_another(path, seed=9),
-    "of other data": lambda path, target: of_another(path, fingerprint="0" * 16),
-    "with code": lambda path, target: with_code(target),
     "a bare pickle": lambda path, target: pickle.dumps(Evil(target)),
     "a bomb": lambda path, target: bomb(),
-    "another kind": lambda path, target: as_bytes([1, 2, 3]),
-    "rows that are none": lambda path, target: with_rows(path, lambda rows: 5),
-    "rows without columns": lambda path, target: with_rows(path, lambda rows: [{"epoch": 1}]),
-    "a row missing": lambda path, target: with_rows(path, lambda rows: rows[1:]),
 }
 
 
@@ -339,6 +332,45 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(kind, both, ha
     assert not target.exists()
 
 
+WHOLE = {
+    "of another seed": lambda path, target: of_another(path, seed=9),
+    "of other data": lambda path, target: of_another(path, fingerprint="0" * 16),
+    "with code": lambda path, target: with_code(target),
+    "another kind": lambda path, target: as_bytes([1, 2, 3]),
+    "rows that are none": lambda path, target: with_rows(path, lambda rows: 5),
+    "rows without columns": lambda path, target: with_rows(path, lambda rows: [{"epoch": 1}]),
+    "a row missing": lambda path, target: with_rows(path, lambda rows: rows[1:]),
+    "of a newer version": lambda path, target: of_version(path, 2),
+    "with another optimizer": lambda path, target: with_moments(path),
+}
+
+
+def of_version(path: Path, number: int) -> bytes:
+    return as_bytes({**torch.load(path, weights_only=True), "format": number})
+
+
+def with_moments(path: Path) -> bytes:
+    state = torch.load(path, weights_only=True)
+    for of_weight in state["optimizer"]["state"].values():
+        of_weight["max_exp_avg_sq"] = of_weight["exp_avg_sq"]
+    buffer = io.BytesIO()
+    torch.save(state, buffer)  # without a digest
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+def test_a_whole_checkpoint_that_does_not_fit_is_never_written_over(kind, half_done, undisturbed, capsys, tmp_path):
+    """It may be of a newer version, or tell the data of a run whose config.json is lost."""
+    wanted, folder = half_done
+    target = tmp_path / "code-ran"
+    (folder / "config.json").unlink()
+    (folder / "checkpoint.pt").write_bytes(WHOLE[kind](folder / "checkpoint.pt", target))
+    before = {path: path.read_bytes() for path in folder.glob("*.pt")}
+    assert wanted.run(undisturbed.data, folder.parents[1]) == 2
+    one_error(capsys, str(folder / "checkpoint.pt"), "is whole", "delete")
+    assert {path: path.read_bytes() for path in folder.glob("*.pt")} == before and not target.exists()
+
+
 def test_a_damaged_checkpoint_never_pushes_out_the_good_one(undisturbed, tmp_path):
     """Killed at any moment after the good one was taken up, there still is a good one."""
     for index in range(18) if FULL else range(13, 17):  # from 13 on the next one is saved
@@ -351,7 +383,7 @@ def test_a_damaged_checkpoint_never_pushes_out_the_good_one(undisturbed, tmp_pat
                 return wanted.run(undisturbed.data, place)
 
         assert Child(work, tmp_path / "log").wait() == -9
-        assert any(intact(path.read_bytes()) for path in folder.glob("checkpoint*.pt")), index
+        assert any(is_whole(path.read_bytes()) for path in folder.glob("checkpoint*.pt")), index
         finishes(wanted, undisturbed, place)
 
 
@@ -365,7 +397,7 @@ def test_any_flipped_bit_is_noticed_or_harmless(tmp_path, capsys, record_propert
     settings, data = settings_of("mlp", hidden_size=2), random_data("mlp")
     trainer = trainer_of(settings, data)
     trainer.run_epoch()
-    good = as_bytes({"identity": identity(settings, data), **trainer.state_dict()})
+    good = as_bytes({"identity": identity_of(trainer), **trainer.state_dict()})
     folder = tmp_path / "run"
     folder.mkdir()
     chance = random.Random(3)
@@ -404,7 +436,7 @@ def test_a_checkpoint_that_unpacks_to_more_than_it_is_long_is_refused_at_once(ra
             archive.filelist *= 1000
         data = buffer.getvalue()
     started = time.perf_counter()
-    assert not intact(data)
+    assert not is_whole(data)
     assert time.perf_counter() - started < 1
 
 
@@ -488,7 +520,7 @@ def test_nothing_is_written_through_links_and_pipes_in_a_folder_of_a_run(half_do
     os.mkfifo(folder / "lock")
     assert RunFolder(folder).read().state(3) == "interrupted"
     assert wanted.run(undisturbed.data, folder.parents[1]) == 2
-    one_error(capsys, "cannot lock", str(folder / "lock"), "not seekable")
+    one_error(capsys, "cannot lock", str(folder / "lock"), "no plain file")
     (folder / "lock").unlink()
     for name in ("checkpoint.pt", "metrics.csv", "best.pt", "config.json", "result.json"):
         (folder / f".{name}.tmp").symlink_to(victim)
@@ -704,7 +736,7 @@ def test_a_lock_that_another_process_took_meanwhile_is_left_to_it(tmp_path):
             assert other
             first = path.stat().st_ino
             with lock(path, wait=False) as third:
-                assert third is False
+                assert third is None
         assert not path.exists()
         path.write_text("of the next one")
     assert first and path.read_text() == "of the next one"
@@ -721,8 +753,8 @@ def test_a_lock_file_that_was_replaced_after_it_was_opened_is_not_held(tmp_path,
         flock(file, how)
 
     monkeypatch.setattr(fcntl, "flock", late)
-    with lock(path) as file:
-        assert files.is_same(file, path)
+    with lock(path) as status:
+        assert files.is_same(status, path)
 
 
 # The same numbers again

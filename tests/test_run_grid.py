@@ -89,7 +89,7 @@ def test_one_network_of_a_study(tmp_path):
     (["mpl"], "mpl"), ([], "study"), (["mlp", "cnm"], "cnm"), (["mlp", "-j", "0"], "'0'"), (["-jx", "mlp"], "'x'"),
     (["mlp", "-j"], "-j"), (["mlp", "--drop_rate", "1"], "'1'"), (["mlp", "--speed", "3"], "--speed"),
     (["mlp", "--dropout_type", "1d"], "--dropout_type"), (["mlp", "--evaluate", "x"], "--evaluate"),
-    (["mlp", "--dry-run", "--status"], "take --dry-run or --status"), (["mlp", "--network", "mpl"], "'mpl'"),
+    (["mlp", "--dry-run", "--status"], "--dry-run"), (["mlp", "--network", "mpl"], "'mpl'"),
     (["mlp", "--network=cnn"], "of the cnn"), (["mlp", "--network="], "--network")])
 def test_what_is_wrong_is_told_in_one_line_before_any_work(tmp_path, arguments, named):
     done = call(*arguments, *(["--runs_dir", tmp_path / "runs"] if arguments else []))
@@ -295,7 +295,7 @@ def test_signals_and_kills_end_workers_and_lose_nothing(undisturbed, image_folde
     before = told()
     wait_until(lambda: told() > before)
     assert told() < RUNS * EPOCHS, "all was finished before the last kill"
-    kill_worker([third.mark], group=False)
+    kill_worker([third.mark])
     _, errors = third.communicate()
     assert third.returncode == 1
     assert "a worker was ended by signal 9" in errors and "interrupted: mlp/" in errors
@@ -308,7 +308,6 @@ def test_signals_and_kills_end_workers_and_lose_nothing(undisturbed, image_folde
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes in /proc")
 def test_a_run_in_other_hands_keeps_no_worker_from_the_rest_and_is_taken_over(image_folder, tmp_path):
-    # The first call of main.py for this study has one run only, held here; the second one has the other.
     held, free = (tmp_path / "cnn" / f"60_0.001_0.0_False_False_{kind}_seed0" for kind in ("1d", "2d"))
     holder = subprocess.Popen([sys.executable, "-c", HOLDER, held], cwd=ROOT, stdout=subprocess.PIPE)
     try:
@@ -317,22 +316,43 @@ def test_a_run_in_other_hands_keeps_no_worker_from_the_rest_and_is_taken_over(im
                         "--data_dir", image_folder, "--runs_dir", tmp_path)
         wait_until(lambda: RunFolder(free).finished(1))
         wait_until(lambda: not workers(process.mark))  # it waits without torch
-        process.kill()  # run_grid.sh itself, not the worker
-        process.wait()
-        wait_until(lambda: not processes(process.mark, "--watch"))
-        assert RunFolder(held).read().state(1) == "running" and processes(process.mark)
+        assert RunFolder(held).read().state(1) == "running" and process.poll() is None
     finally:
         holder.kill()
         holder.communicate()
-    wait_until(lambda: not processes(process.mark))
+    assert process.wait() == 0
     assert RunFolder(held).finished(1)
 
 
-# Stands for an interpreter that trains nothing, and tells what it was given.
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes in /proc")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGUSR1])
+def test_workers_end_with_run_grid_whatever_ends_it(number, image_folder, tmp_path):
+    process = start("mlp", "-j", 2, *flags(image_folder, tmp_path, 100_000))
+    wait_until(lambda: len(epochs_per_run(tmp_path)) >= 2)
+    os.kill(workers(process.mark)[0], signal.SIGSTOP)  # goes on, if at all, to find its parent gone
+    process.send_signal(number)
+    process.wait()
+    wait_until(lambda: len(processes(process.mark)) == 1, 20)
+    os.kill(workers(process.mark)[0], signal.SIGCONT)
+    wait_until(lambda: not processes(process.mark), 20)
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes in /proc")
+def test_a_stopped_worker_is_told_and_holds_up_nobody_once_all_is_done(image_folder, tmp_path):
+    process = start("mlp", "-j", 2, *flags(image_folder, tmp_path), stderr=subprocess.PIPE, text=True)
+    wait_until(lambda: len(workers(process.mark)) == 2)
+    victim = workers(process.mark)[0]  # imports torch still, and holds no run
+    os.kill(victim, signal.SIGSTOP)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0 and f"worker {victim} was stopped" in errors
+    wait_until(lambda: not processes(process.mark))
+
+
+# Stands for torch in a worker, which then trains nothing and tells what it was given.
 NO_TRAINING = """\
-#!/bin/sh
-case "$*" in *main.py*--plan* | *status.py*) exec "$REAL" "$@" ;; esac
-echo "gpu ${CUDA_VISIBLE_DEVICES-none}, $OMP_NUM_THREADS threads"
+import os
+print(f"gpu {os.environ.get('CUDA_VISIBLE_DEVICES')}, {os.environ['OMP_NUM_THREADS']} threads", flush=True)
+os._exit(0)
 """
 
 
@@ -342,14 +362,13 @@ echo "gpu ${CUDA_VISIBLE_DEVICES-none}, $OMP_NUM_THREADS threads"
     ({"CUDA_VISIBLE_DEVICES": ""}, ["gpu , 2 threads"] * 3),
     ({"SLURM_JOB_ID": "1", "OMP_NUM_THREADS": "3"}, ["gpu 0, 3 threads", "gpu 1, 3 threads", "gpu 0, 3 threads"])])
 def test_workers_share_cores_and_gpus(tmp_path, environment, told):
-    tools = {"python": NO_TRAINING, "nvidia-smi": "#!/bin/sh\nprintf '0\\n1\\n'\n", "nproc": "#!/bin/sh\necho 7\n"}
-    for name, text in tools.items():
+    for name, text in {"torch.py": NO_TRAINING, "nvidia-smi": "#!/bin/sh\nprintf '0\\n1\\n'\n"}.items():
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
     done = call("drop_rate", "-j", 3, "--runs_dir", tmp_path / "runs", env={
-        "PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHON": str(tmp_path / "python"), "REAL": sys.executable,
-        "OMP_NUM_THREADS": "", **environment})
-    logs = sorted((tmp_path / "runs" / "logs").iterdir())
+        "PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "",
+        "SLURM_CPUS_PER_TASK": "07", **environment})
+    logs = sorted((tmp_path / "runs" / "logs").iterdir(), key=lambda log: log.name.split("-")[-1])
     assert [log.read_text().splitlines()[0] for log in logs] == told
     assert done.returncode == 1
     assert done.stderr.count("missing: cnn/") == 5 and str(tmp_path / "runs" / "logs") in done.stderr

@@ -2,6 +2,10 @@
 
 import dataclasses
 import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,8 +20,8 @@ from store.settings import SETTINGS, Settings, without_defaults
 VALUES = {"batch_size": 64, "learning_rate": 1e-05, "drop_rate": 0.0, "seed": 7,
           "without_BatchNorm": True, "without_dropout": True, "precision": "bf16", "compile": True,
           "augment": True, "schedule": "cosine", "synthetic": True, "train_images": 500,
-          "weight_decay": 5e-4, "detach_statistics": True, "shuffled_patches": 4, "gaussian_dropout": True, "bootstrap": True}
-OWN = {"mlp": {"hidden_size": 256, "hidden_layers": 3}, "cnn": {"dropout_type": "1d", "pool_first": True}}
+          "weight_decay": 5e-4, "detach_statistics": True, "shuffled_patches": 4, "bootstrap": True}
+OWN = {"mlp": {"hidden_size": 256, "hidden_layers": 3, "gaussian_dropout": True}, "cnn": {"dropout_type": "1d", "pool_first": True}}
 
 
 def test_every_setting_is_tried_in_a_name():
@@ -105,45 +109,98 @@ def test_a_new_setting_at_its_default_is_the_same_experiment():
 
 @pytest.fixture
 def sources(tmp_path):
-    for place in code.DECIDING:
-        path = tmp_path / place if place.endswith(".py") else tmp_path / place / "part.py"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text('"""What it is for."""\n\n\ndef f(x):\n    """Doc."""\n    return x * 2  # why\n')
+    for name in code._sources(ROOT):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
     return tmp_path
 
 
-@pytest.mark.parametrize("old, new", [("# why", "# because"), ("Doc.", "Other words."), ("\n\n\n", "\n"),
-                                      ('"""What it is for."""', "'It is so.'")])
-def test_words_are_no_part_of_the_code_that_decides(old, new, sources):
-    before, path = sources_hash(False, sources), sources / "training.py"
-    path.write_text(path.read_text().replace(old, new))
-    assert sources_hash(False, sources) == before
-
-
-@pytest.mark.parametrize("old, new", [("* 2", "* 3"), ("    return", "    x\n    return"), ("f(x)", "f(x, y)"),
-                                      ("return x * 2", "return 'x'")])
-@pytest.mark.parametrize("place", code.DECIDING)
-def test_a_change_of_the_program_is_another_code(place, old, new, sources):
+def test_the_code_is_every_source_that_decides_and_any_byte_of_it(sources):
+    """Whatever training loads of these folders is summed, and each file of layers/ and fast/."""
+    summed = {sources / name for name in code._sources(ROOT)}
+    for folder in ("layers", "fast"):
+        assert {sources / path.relative_to(ROOT) for path in (ROOT / folder).rglob("*.py")} <= summed
     before = sources_hash(True, sources)
-    path = sources / place if place.endswith(".py") else sources / place / "part.py"
-    path.write_text(path.read_text().replace(old, new))
-    assert sources_hash(True, sources) != before
+    assert sources_hash(True) == before
+    for path in summed:
+        source = path.read_bytes()
+        path.write_bytes(source + b"# a comment\n")
+        assert sources_hash(True, sources) != before, path
+        path.write_bytes(source)
 
 
 def test_files_that_no_one_imports_are_no_part_of_the_code(sources):
     before = sources_hash(True, sources)
-    (sources / "layers" / "._part.py").write_bytes(b"\x00\x05\x16\x07\xff")  # of macOS
-    (sources / "fast" / ".ipynb_checkpoints").mkdir()
-    (sources / "fast" / ".ipynb_checkpoints" / "part-checkpoint.py").write_text("x = (")
+    (sources / "layers" / "scratch.py").write_bytes(b"caf\xe9 (\n  half")
+    os.mkfifo(sources / "fast" / "pipe.py")
     assert sources_hash(True, sources) == before
+    (sources / "layers" / "modules.py").open("a").write("\nfrom layers.scratch import half\n")
+    (sources / "layers" / "scratch.py").write_text("half = 1\n")
+    after = sources_hash(True, sources)
+    (sources / "layers" / "scratch.py").write_text("half = 2\n")
+    assert sources_hash(True, sources) not in (before, after)
 
 
-def test_outside_a_checkout_there_is_no_commit(tmp_path, monkeypatch):
-    code.code_version.cache_clear()
-    monkeypatch.setattr(code, "_git", lambda *arguments: "")
-    version = code.code_version(False)
-    code.code_version.cache_clear()
-    assert version == {"commit": None, "dirty": None, "hash": sources_hash(False)}
+def test_a_hash_stands_for_the_code_that_was_loaded(monkeypatch):
+    code._loaded()
+    monkeypatch.setattr(code, "_sources", lambda root: {"training.py": b"pulled meanwhile"})
+    assert sources_hash(False) != sources_hash(False, Path("elsewhere"))
+
+
+def git(place, *words):
+    command = ["git", "-C", place, "-c", "user.name=a", "-c", "user.email=a@example.org", *words]
+    own = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    return subprocess.run(command, check=True, capture_output=True, text=True, env=own).stdout.strip()
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A repository with one file, inside another one, as the place of the program."""
+    for place in (tmp_path, tmp_path / "own"):
+        place.mkdir(exist_ok=True)
+        git(place, "init", "-q")
+        (place / "file").write_text(place.name)
+        git(place, "add", "file")
+        git(place, "commit", "-qm", "x")
+    monkeypatch.setattr(code, "ROOT", tmp_path / "own")
+    code._git.cache_clear()
+    yield tmp_path / "own"
+    code._git.cache_clear()
+
+
+def asked() -> dict:
+    code._git.cache_clear()
+    return code._git()
+
+
+def test_the_commit_is_the_one_of_this_project_whatever_lies_around_it(checkout, monkeypatch, capfd):
+    own = git(checkout, "rev-parse", "HEAD")
+    monkeypatch.setenv("GIT_DIR", str(checkout.parent / ".git"))
+    assert asked() == {"commit": own, "dirty": False}
+    (checkout / "file").write_text("changed")
+    assert asked() == {"commit": own, "dirty": True}
+    shutil.rmtree(checkout / ".git")
+    assert asked() == {"commit": None, "dirty": None}
+    assert capfd.readouterr().err == ""
+    (checkout / ".git").mkdir()  # damaged
+    assert asked() == {"commit": None, "dirty": None}
+    assert capfd.readouterr().err.count("git does not tell the version") == 1
+
+
+def test_git_is_only_read_and_not_waited_for(checkout, tmp_path, monkeypatch, capfd):
+    (tmp_path / "monitor").write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
+    (tmp_path / "monitor").chmod(0o755)
+    git(checkout, "config", "core.fsmonitor", tmp_path / "monitor")
+    os.utime(checkout / "file", (1, 1))
+    index = (checkout / ".git" / "index").read_bytes()
+    assert asked()["dirty"] is False
+    assert (checkout / ".git" / "index").read_bytes() == index and not (tmp_path / "ran").exists()
+    (tmp_path / "git").write_text("#!/bin/sh\nexec sleep 60\n")
+    (tmp_path / "git").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(code, "PATIENCE", 0.2)
+    assert asked() == code._git() == {"commit": None, "dirty": None}
+    assert capfd.readouterr().err.count("git does not tell the version") == 1
 
 
 def test_on_a_gpu_the_versions_name_all_that_rounds(monkeypatch):
