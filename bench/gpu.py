@@ -238,7 +238,8 @@ def run(place: Place) -> list[Row]:
                           for name in ("result.json", "config.json"))
         rows += [(f"CNN, {count} epochs, {precision}", f"{result['seconds']:.1f} s",
                   f"{spent:.1f} s from start to end; test accuracy {result['test_acc']}", asked),
-                 (f"noted in its config.json, {precision}", str(config.get("fast")), "", "")]
+                 (f"noted in its config.json, {precision}",
+                  str(config.get("fast", "nothing, as on a CPU")), "", "")]
     return rows
 
 

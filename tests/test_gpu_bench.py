@@ -47,7 +47,7 @@ def test_a_step_that_fails_is_noted_and_one_without_time_comes_again(gpu, tmp_pa
 
     def within(seconds, command, log, environment) -> str:
         taken.append(command[-1])
-        return reasons.get(command[-1], "stopped after 9 s" if seconds < 60 else "")
+        return reasons.get(command[-1], "" if seconds == 60 else "stopped after 9 s")
 
     monkeypatch.setattr(gpu, "within", within)
     monkeypatch.setattr(gpu, "STEPS", {step: 100 if step is gpu.steps else 20 for step in gpu.STEPS})

@@ -18,8 +18,9 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
-from fast.agreement import Faster
+from fast.agreement import OUTCOMES, Faster
 from fast.conditions import block_trial, convolves, drop_rate, drops, normalizes, there
+from fast.gpu.graph import GraphedStep
 from layers import BatchNorm1d, BatchNorm2d, Dropout2d
 
 DEVICE = "cuda"  # tests put "cpu" here, for triton's interpreter
@@ -143,3 +144,10 @@ CNN = Faster("the CNN's block in GPU kernels", launched("norm_relu_dropout_pool"
              cnn_variant, cnn_trial)
 MLP = Faster("the MLP's block in GPU kernels", launched("norm_relu_dropout"),
              mlp_variant, mlp_trial)
+
+
+def way_of(network: str, graph: GraphedStep | None) -> dict[str, str]:
+    """For config.json: whether kernels and graph were used as they were asked for, or why not."""
+    candidate = CNN if network == "cnn" else MLP
+    return {"kernels": OUTCOMES.get(candidate.what, "do not apply"),
+            "cuda_graph": graph.outcome if graph else "off"}
