@@ -50,7 +50,8 @@ def test_a_step_that_fails_is_noted_and_one_without_time_comes_again(gpu, tmp_pa
         return reasons.get(command[-1], "" if seconds == 60 else "stopped after 9 s")
 
     monkeypatch.setattr(gpu, "within", within)
-    monkeypatch.setattr(gpu, "STEPS", {step: 100 if step is gpu.steps else 20 for step in gpu.STEPS})
+    monkeypatch.setattr(gpu, "STEPS", {
+        step: 100 if step in (gpu.steps, gpu.kernels) else 20 for step in gpu.STEPS})
     monkeypatch.setattr(sys, "argv", ["gpu.py", "--device", "cpu", "--folder", str(tmp_path), "--seconds", "90"])
     (tmp_path / "steps").mkdir()
     (tmp_path / "steps" / "tests.json").write_text('[["tests", "done before", "", ""]]')
