@@ -22,6 +22,7 @@ import numpy as np
 import PIL
 import pytest
 import torch
+from in_process import settings_of, trainer_of
 from PIL import Image
 
 import load_data
@@ -635,6 +636,13 @@ def test_real_images_are_decoded_once(real_images, capsys):
     assert load_cifar_4d(real_images).fingerprint == first.fingerprint
     assert first.fingerprint in (ROOT / "results" / "mlp.json").read_text()  # of published runs
     assert capsys.readouterr().err == ""
+
+
+def test_the_mlp_learns_the_real_images(real_images):
+    data = load_cifar_2d(real_images)
+    data = data._replace(test=data.test._make(part[:250] for part in data.test))
+    trainer = trainer_of(settings_of("mlp", batch_size=128), data)
+    assert max(trainer.run_epoch()["val_acc"] for _ in range(2)) > 0.40
 
 
 # The download

@@ -404,7 +404,7 @@ DEFINITION = cnn.block.__wrapped__
 CHANNELS_LAST = torch.channels_last
 
 
-def fused(*block, slice_values: int = 1 << 20):
+def fused(*block, slice_values: int = 2000):
     return blocks.block(*block, slice_values)
 
 
@@ -583,7 +583,8 @@ TOUCHED = {
     "a subclass of the norm": put("norm", lambda: Louder(4)),
     "no norm": put("norm", nn.Identity),
     "a subclass of the convolution": put("conv", lambda: LouderConv(3, 4, 3)),
-    "another convolution": put("conv", lambda: nn.Conv2d(3, 4, 3, 2, 1, 2)),
+    "strided": put("conv", lambda: nn.Conv2d(3, 4, 3, 2)),
+    "dilated": put("conv", lambda: nn.Conv2d(3, 4, 3, dilation=2)),
     "padded": put("conv", lambda: nn.Conv2d(3, 4, 3, padding=1)),
     "circular": put("conv", lambda: nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular")),
     "a lazy convolution": put("conv", lambda: nn.LazyConv2d(4, 3)),
