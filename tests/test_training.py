@@ -94,12 +94,6 @@ def test_a_finished_run_that_goes_on_equals_one_started_with_more_epochs(network
     assert twice.config() == once.config()
 
 
-def test_a_schedule_depends_on_the_epochs_so_they_are_in_the_name():
-    assert settings_of("mlp", schedule="cosine", num_epochs=7).name == "32_0.001_0.2_False_False_seed0_cosine7"
-    assert settings_of("cnn", schedule="onecycle", num_epochs=7).name.endswith("_2d_seed0_onecycle7")
-    assert settings_of("mlp", num_epochs=7).name == settings_of("mlp", num_epochs=8).name
-
-
 def test_random_numbers_follow_from_seed_and_epoch():
     def drawn(seed: int, epoch: int) -> tuple:
         order = torch.randperm(50, generator=seed_epoch(seed, epoch))
@@ -572,11 +566,6 @@ def test_compile_compiles_the_network_and_keeps_the_numbers(monkeypatch):
     compiled, plain = trainer_of(settings), trainer_of(settings_of("mlp", drop_rate=0.0))
     assert compiled.network._compiled_call_impl is not None
     assert compiled.run_epoch()["val_loss"] == pytest.approx(plain.run_epoch()["val_loss"], abs=1e-4)
-
-
-def test_names_of_all_that_is_not_at_its_default():
-    settings = settings_of("mlp", hidden_size=256, precision="bf16", compile=True, augment=True, synthetic=True)
-    assert settings.name == "32_0.001_0.2_False_False_seed0_hidden256_bf16_compile_augment_synthetic"
 
 
 # Files and failures
