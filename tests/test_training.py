@@ -26,10 +26,10 @@ from lab.experiment import gain_side_by_side, groups
 from lab.side_by_side import Linears, SideBySide, say_one_by_one
 from load_data import load_cifar_4d, normalize
 from store import images as store_images
-from store.images import EVALUATION_BATCH, FLAT_EVALUATION_BATCH, augmented
+from store.images import EVALUATION_BATCH, FLAT_EVALUATION_BATCH, augmented, bootstrap_sample
 from store.run import COLUMNS, RunFolder
 from store.settings import Settings
-from training import Diverged, Trainer, bootstrap_sample, schedule, seed_epoch
+from training import Diverged, Trainer, schedule, seed_epoch
 
 SETTINGS = {
     "mlp": settings_of("mlp", num_epochs=3),
