@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fast.adam import adam
 from fast.gpu.graph import GraphedStep, wants_graph
 from load_data import Data, Split
-from store.images import augmented, evaluation_batches, take
+from store.images import augmented, bootstrap_sample, evaluation_batches, take
 from store.settings import Settings
 from store.trained import on_cpu
 
@@ -153,12 +153,6 @@ def seed_epoch(seed: int, epoch: int) -> torch.Generator:
     order, others = np.random.SeedSequence((seed, epoch)).generate_state(2, np.uint64)
     torch.manual_seed(int(others))
     return torch.Generator().manual_seed(int(order))
-
-
-def bootstrap_sample(seed: int, n: int) -> Tensor:
-    """n of n images, drawn with replacement: those that a run of this seed learns from."""
-    draws, = np.random.SeedSequence((seed, 0, 1)).generate_state(1, np.uint64)
-    return torch.randint(n, (n,), generator=torch.Generator().manual_seed(int(draws)))
 
 
 def schedule(kind: str, progress: float) -> float:

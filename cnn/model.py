@@ -46,7 +46,7 @@ class CNN(nn.Module):
         self.norm2 = norm(64)
         dropout = {"1d": Dropout, "2d": Dropout2d}[dropout_type]
         self.dropout = nn.Identity() if without_dropout else dropout(drop_rate)
-        self.pool_first = pool_first
+        self.pool_first, self.no_dropout = pool_first, nn.Identity()
         self.linear = nn.Linear(64 * 6 * 6, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -56,7 +56,7 @@ class CNN(nn.Module):
 
     def block(self, x: Tensor, conv: nn.Module, norm: nn.Module) -> Tensor:
         if self.pool_first:
-            return self.dropout(block(x, conv, norm, nn.Identity()))
+            return self.dropout(block(x, conv, norm, self.no_dropout))
         return block(x, conv, norm, self.dropout)
 
 

@@ -126,14 +126,14 @@ def agrees(candidate: Faster, definition: Callable, variant: Hashable) -> bool:
 
 @functools.cache
 def tried(candidate: Faster, definition: Callable, variant: Hashable) -> bool:
-    """`agrees`, once in a process; if not, a line says so."""
+    """`agrees`, once in a process; if not, one line says so, whatever the number of variants."""
     try:
         fault = difference(candidate, definition, variant)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # no compiler, a card that it does not know
         fault = error
-    if fault:
+    if fault and OUTCOMES.get(candidate.what, "used") == "used":
         manner = "does not work here" if isinstance(fault, Exception) else (
             "differs from the modules, so these run")
         reason = say_slower(f"{candidate.what} {manner}", fault)

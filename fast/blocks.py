@@ -98,14 +98,14 @@ class NormReluPool(torch.autograd.Function):
         few = F.conv2d(x[:max(1, rows // 8)], kernel)
         shift = few.mean((0, 2, 3), dtype=accumulator(x)).to(x.dtype)
         N, (C, H, W) = len(x), few.shape[1:]
-        pooled = torch.empty(N, C, H // 2, W // 2, dtype=x.dtype,
+        pooled = torch.empty(N, C, H // 2, W // 2, dtype=x.dtype, device="cpu",
                              memory_format=torch.channels_last)
         # places in a map, which MaxPool gives as int64: a slice of them stays in the cache
         chosen = torch.empty_like(pooled, dtype=torch.int16 if H * W < 2 ** 15 else torch.int64)
         indices, sign = torch.empty_like(pooled[:rows], dtype=torch.int64), signs(weight)
         if by_value := 0 < p < 1 and not whole_maps:
             mask = torch.empty_like(pooled)
-            bits = random_bits(N * H * W * C).view(N, H, W, C).permute(0, 3, 1, 2)
+            bits = random_bits(x, N * H * W * C).view(N, H, W, C).permute(0, 3, 1, 2)
         else:  # nothing is drawn to drop nothing
             mask = dropout_mask(few, p, torch.Size([N, C, 1, 1])) if p else few.new_ones(N, 1, 1, 1)
         large, sums = [], None  # the convolution's output, slice by slice

@@ -33,9 +33,15 @@ def cnn_variant(x: Tensor, conv: nn.Module, norm: nn.Module, dropout: nn.Module)
         return None
     p, trains = drop_rate(dropout), norm.uses_batch_statistics()
     kind = type(dropout) if 0 < p < 1 else nn.Identity
-    if p == 1 or kind is Dropout and not (trains and 0.001 < p < 0.999):
+    if p == 1 or kind is Dropout and not (trains and 0.001 < p < 0.999
+                                          and any(map(by_channels, (x, conv.weight)))):
         return None
     return kind, trains, half, norm.training
+
+
+def by_channels(x: Tensor) -> bool:
+    """Whether it is in channels_last order beyond doubt, in which the block draws single values."""
+    return x.stride(1) == 1 < x.size(1) == x.stride(3)
 
 
 def cnn_trial(variant: tuple, device: str = "cpu") -> tuple[Tensor, list[nn.Module], dict]:

@@ -74,7 +74,7 @@ def train_all(options, build: Build, data: Data, device: torch.device) -> int:
 
 
 def is_open(settings: Settings, folder: RunFolder) -> bool:
-    done = folder.finished(settings.num_epochs) and not folder.wants_views()
+    done = folder.finished(settings.num_epochs) and not folder.lost_views
     return not done and folder.failure() is None
 
 
@@ -102,7 +102,7 @@ def gain_side_by_side(options, device: torch.device) -> bool:
     A CUDA graph starts all kernels of a step at once, which leaves nothing to share.
     """
     settings = options.settings[0]  # all have these in common
-    small = settings.network == "mlp" and settings.hidden_size <= 1000
+    small = settings.network == "mlp" and 1 < settings.hidden_size <= 1000
     plain = not settings.augment and not settings.compile and settings.hidden_layers == 1
     alone = options.wandb  # takes one run of a process at a time
     able = device.type in ("cpu", "cuda") and not wants_graph(device)

@@ -75,16 +75,17 @@ def gaussian_dropout(x: Tensor, p: float, shape: torch.Size) -> Tensor:
 def dropout_mask(x: Tensor, p: float, shape: torch.Size) -> Tensor:
     """1 with probability 1 - p, else 0; of this shape, in dtype and memory order of `x`."""
     mask = torch.empty_like(x) if shape == x.shape else x.new_empty(shape)
-    if x.device.type == "cpu" and 0.001 < p < 0.999:  # the rate is rounded by up to 1 / 131072
-        bits = random_bits(mask.numel()).as_strided(mask.shape, mask.stride())
+    by_bits = x.device.type == "cpu" and not torch.compiler.is_compiling()
+    if by_bits and 0.001 < p < 0.999:  # the rate is rounded by up to 1 / 131072
+        bits = random_bits(x, mask.numel()).as_strided(mask.shape, mask.stride())
         return mask.copy_(bits.lt_(threshold(p)))
     return mask.bernoulli_(1 - p)
 
 
-def random_bits(n: int) -> Tensor:
-    """n whole numbers from -32768 to 32767. A CPU draws four of them at once; bernoulli_ takes
-    five times as long."""
-    bits = torch.empty(n // 4 + 1, dtype=torch.int64, device="cpu").random_(-(2 ** 63), None)
+def random_bits(x: Tensor, n: int) -> Tensor:
+    """n whole numbers from -32768 to 32767, for `x` on a CPU, which draws four of them at once;
+    bernoulli_ takes five times as long."""
+    bits = x.new_empty(n // 4 + 1, dtype=torch.int64).random_(-(2 ** 63), None)
     return bits.view(torch.int16)[:n]
 
 

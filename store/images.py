@@ -38,6 +38,12 @@ def shuffled(images: Tensor, size: int) -> Tensor:
     return patches.reshape(images.shape)
 
 
+def bootstrap_sample(seed: int, n: int) -> Tensor:
+    """n of n images, drawn with replacement: those that a run of this seed learns from."""
+    draws, = np.random.SeedSequence((seed, 0, 1)).generate_state(1, np.uint64)
+    return torch.randint(n, (n,), generator=torch.Generator().manual_seed(int(draws)))
+
+
 def take(split: Split, index: Tensor) -> tuple[Tensor, Tensor]:
     """Images at `index`, normalized, pictures in channels_last order; and their labels."""
     images, labels = split

@@ -5,7 +5,6 @@ import inspect
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 DEVICES = [
     "cpu",
@@ -15,18 +14,6 @@ DEVICES = [
 
 VIEWS = [lambda x: x[::2], lambda x: x.transpose(0, 3), lambda x: x[:, :1].expand(-1, 4, -1, -1),
          lambda x: x.permute(0, 2, 1, 3)[..., 1:]]  # of (4, 4, 4, 4), none of them dense in memory
-
-
-class Operators(TorchDispatchMode):
-    """Notes the names of the operators that PyTorch runs."""
-
-    def __init__(self):
-        super().__init__()
-        self.names = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.names.append(function.__name__)
-        return function(*args, **(kwargs or {}))
 
 
 def normal(shape: tuple[int, ...], seed: int = 0, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Tensor:
@@ -76,14 +63,12 @@ def tolerance(dtype: torch.dtype) -> dict[str, float]:
 
 def assert_as_accurate(ours: nn.Module, theirs: nn.Module, truth: nn.Module, x: Tensor, factor: float = 2) -> None:
     """The error of `ours` against `truth`, in float64, is at most `factor` times that of `theirs`, on average."""
-    truth = truth.double()
-    expected = step(truth, x.double())
+    assert_results_as_accurate(step(ours, x), step(theirs, x), step(truth.double(), x.double()), factor)
 
-    def errors(module: nn.Module) -> dict[str, float]:
-        found = step(module, x)
-        return {name: (found[name].double() - value.double()).square().mean().sqrt().item() / (1 + value.abs().max())
-                for name, value in expected.items()}
 
-    theirs_errors = errors(theirs)
-    for name, error in errors(ours).items():
-        assert error <= factor * theirs_errors[name] + 1e-6, (name, error, theirs_errors[name])
+def assert_results_as_accurate(ours: dict[str, Tensor], theirs: dict[str, Tensor], truth: dict[str, Tensor],
+                               factor: float = 2) -> None:
+    for name, value in truth.items():
+        error, other = ((found[name].double() - value).square().mean().sqrt().item() / (1 + value.abs().max())
+                        for found in (ours, theirs))
+        assert error <= factor * other + 1e-6, (name, error, other)

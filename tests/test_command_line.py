@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from in_process import main, only_run, options_of, random_data, settings_of, trainer_of
 
-from lab.checkpoint import as_bytes, identity_of, take_up
+from lab.checkpoint import as_bytes, identity_of, resume
 from lab.experiment import refuse_impossible
 from lab.progress import print_results
 from load_data import load_cifar_4d
@@ -360,7 +360,7 @@ def test_any_bytes_in_a_checkpoint_are_the_checkpoint_or_not_used(data):
         good.write_bytes(as_bytes({"identity": identity_of(trainer), **trainer.state_dict()}))
     whole = good.read_bytes()
     (folder / "checkpoint.pt").write_bytes(data.draw(damaged(whole)))
-    taken = take_up(RunFolder(folder), lambda: trainer_of(SMALL, noise))
+    taken = resume(RunFolder(folder), lambda: trainer_of(SMALL, noise))
     if taken.epoch:
         state = torch.load(io.BytesIO(whole), weights_only=True)
         assert taken.rows == state["rows"]
