@@ -2,16 +2,11 @@
 
 import argparse
 import copy
-import fcntl
 import io
 import math
-import os
-import pty
 import re
-import struct
 import subprocess
 import sys
-import termios
 from dataclasses import replace
 
 import numpy as np
@@ -20,6 +15,7 @@ import torch
 from conftest import ROOT
 from in_process import main, only_run, options_of, random_data, settings_of, trainer_of, untimed
 from test_settings import VALUES
+from test_terminal import in_terminal
 from torch import nn
 
 import mlp.model
@@ -30,10 +26,10 @@ from lab.experiment import gain_side_by_side, groups
 from lab.side_by_side import Linears, SideBySide, say_one_by_one
 from load_data import load_cifar_4d, normalize
 from store import images as store_images
-from store.images import EVALUATION_BATCH, FLAT_EVALUATION_BATCH, augmented
+from store.images import EVALUATION_BATCH, FLAT_EVALUATION_BATCH, augmented, bootstrap_sample
 from store.run import COLUMNS, RunFolder
 from store.settings import Settings
-from training import Diverged, Trainer, bootstrap_sample, schedule, seed_epoch
+from training import Diverged, Trainer, schedule, seed_epoch
 
 SETTINGS = {
     "mlp": settings_of("mlp", num_epochs=3),
@@ -92,12 +88,6 @@ def test_a_finished_run_that_goes_on_equals_one_started_with_more_epochs(network
     assert twice.result()["epochs"] == 3
     assert_same_state(*(torch.load(run.folder / "checkpoint.pt", weights_only=True) for run in (twice, once)))
     assert twice.config() == once.config()
-
-
-def test_a_schedule_depends_on_the_epochs_so_they_are_in_the_name():
-    assert settings_of("mlp", schedule="cosine", num_epochs=7).name == "32_0.001_0.2_False_False_seed0_cosine7"
-    assert settings_of("cnn", schedule="onecycle", num_epochs=7).name.endswith("_2d_seed0_onecycle7")
-    assert settings_of("mlp", num_epochs=7).name == settings_of("mlp", num_epochs=8).name
 
 
 def test_random_numbers_follow_from_seed_and_epoch():
@@ -574,22 +564,15 @@ def test_compile_compiles_the_network_and_keeps_the_numbers(monkeypatch):
     assert compiled.run_epoch()["val_loss"] == pytest.approx(plain.run_epoch()["val_loss"], abs=1e-4)
 
 
-def test_names_of_all_that_is_not_at_its_default():
-    settings = settings_of("mlp", hidden_size=256, precision="bf16", compile=True, augment=True, synthetic=True)
-    assert settings.name == "32_0.001_0.2_False_False_seed0_hidden256_bf16_compile_augment_synthetic"
-
-
 # Files and failures
 
 
-def test_several_values_train_every_combination(image_folder, tmp_path):
-    assert main("mlp", "--data_dir", image_folder, "--runs_dir", tmp_path, "--num_epochs", 1, "--batch_size", 16, 32,
-                "--learning_rate", 0.01, 0.001, "--drop_rate", 0, 0.5, "--seed", 0, 1) == 0
-    runs = [RunFolder(folder) for folder in (tmp_path / "mlp").iterdir()]
-    assert all(run.finished(1) for run in runs)
-    keys = ("batch_size", "learning_rate", "drop_rate", "seed")
-    assert {tuple(run.config()[key] for key in keys) for run in runs} == {
-        (b, r, d, s) for b in (16, 32) for r in (0.01, 0.001) for d in (0.0, 0.5) for s in (0, 1)}
+def test_several_values_are_every_combination():
+    options = options_of("mlp", "--batch_size", 16, 32, "--learning_rate", 0.01, 0.001, "--drop_rate", 0, 0.5,
+                         "--seed", 0, 1)
+    assert len(options.settings) == 16 and set(options.settings) == {
+        settings_of("mlp", batch_size=b, learning_rate=r, drop_rate=d, seed=s)
+        for b in (16, 32) for r in (0.01, 0.001) for d in (0.0, 0.5) for s in (0, 1)}
 
 
 def test_the_files_of_a_run(images, tmp_path):
@@ -631,9 +614,6 @@ def test_a_run_that_diverges_is_recorded_and_the_others_go_on(image_folder, tmp_
 
 # What is shown
 
-COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-
-
 def test_piped_it_prints_one_line_per_epoch_and_nothing_for_a_terminal(image_folder, tmp_path):
     done = run_main_without_dynamo("mlp", "--data_dir", image_folder, "--runs_dir", tmp_path, "--batch_size", 32, 64,
                                    "--num_epochs", 2)
@@ -649,28 +629,13 @@ def test_piped_it_prints_one_line_per_epoch_and_nothing_for_a_terminal(image_fol
 
 
 def test_on_a_terminal_it_shows_a_bar_with_loss_accuracy_speed_and_time_left(image_folder, tmp_path):
-    ours, its = pty.openpty()
-    fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("4H", 24, 100, 0, 0))
-    command = [sys.executable, str(ROOT / "mlp" / "main.py"), "--data_dir", str(image_folder), "--runs_dir",
-               str(tmp_path), "--batch_size", "32", "--num_epochs", "3"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1", "TERM": "xterm"}
-    with subprocess.Popen(command, stdin=its, stdout=its, stderr=its, env=environment) as process:
-        os.close(its)
-        shown = b""
-        while True:
-            try:
-                part = os.read(ours, 65536)
-            except OSError:  # so a terminal ends
-                break
-            if not part:
-                break
-            shown += part
-    os.close(ours)
-    shown = shown.decode()
-    assert process.returncode == 0
+    command = [sys.executable, ROOT / "mlp" / "main.py", "--data_dir", image_folder, "--runs_dir", tmp_path,
+               "--batch_size", 32, "--num_epochs", 3]
+    code, shown = in_terminal(command, NO_COLOR="1")
+    assert code == 0
     last = [line for line in shown.replace("\r", "\n").splitlines() if "3.0/3" in line][-1]
     assert re.match(r"mlp 32_0.001_0.2 \|.*\| 3\.0/3 \[\d\d:\d\d<\d\d:\d\d, val loss \d\.\d{3} acc \d\.\d{3}, "
                     r"\d+\.\d s/epoch\]", last), last
     assert "epoch 1/3" not in shown
     assert "32_0.001_0.2_False_False_seed0" in shown  # in the table
-    assert not COLOUR.search(shown)
+    assert not re.search(r"\x1b\[[0-9;]*m", shown)  # no colour
