@@ -306,9 +306,8 @@ def joined(study: Study, chosen: dict[str, list[Run]]) -> dict[str, Settings]:
         values = {key: getattr(settings, key) for key in free}
         if name not in _studies_of(study.network) and name == experiment(
                 dataclasses.replace(like, **values)):
-            parts = (settings.batch_size, settings.learning_rate, settings.drop_rate,
-                     *(values["dropout_type"],) * ("dropout_type" in free))
-            more["_".join(map(str, parts))] = settings
+            parts = dict.fromkeys(("batch_size", "learning_rate", "drop_rate", *free))
+            more["_".join(str(getattr(settings, key)) for key in parts)] = settings
     return more
 
 
