@@ -70,6 +70,8 @@ def read_best(folder: RunFolder, blank: nn.Module, identity: dict) -> dict:
             refuse_unlike(best["network"], blank.state_dict())
             if "identity" in best and without_defaults(best["identity"]) != identity:
                 raise ValueError("it is of another run")
+            if not all(value.isfinite().all() for value in best["network"].values()):
+                raise ValueError("it holds weights that are not finite")
             return best
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); a run has it after its first "
@@ -89,13 +91,13 @@ def restore(trained: Trained, build: Build, device: torch.device) -> nn.Module:
 
 @torch.no_grad()
 def class_probabilities(network: nn.Module, pictures: Tensor) -> Tensor:
-    """Softmax of the network's answers to `pictures`, uint8, in float64."""
+    """Softmax of the network's logits for `pictures`, uint8, in float64."""
     return torch.cat([network(normalize(part).double()).softmax(1) for part in pictures.split(250)])
 
 
-def confusion_matrix(labels: Tensor, answers: Tensor, n: int) -> Tensor:
+def confusion_matrix(labels: Tensor, predicted: Tensor, n: int) -> Tensor:
     """How many pictures of class i were taken for class j, on the CPU: n x n."""
-    return torch.bincount(labels.cpu() * n + answers.cpu(), minlength=n * n).view(n, n)
+    return torch.bincount(labels.cpu() * n + predicted.cpu(), minlength=n * n).view(n, n)
 
 
 def run_identity(settings: Settings, fingerprint: str) -> dict:
