@@ -72,7 +72,7 @@ def train_all(options, build: Build, data: Data, device: torch.device) -> int:
 
 
 def is_open(settings: Settings, folder: RunFolder) -> bool:
-    done = folder.finished(settings.num_epochs) and not folder.wants_views()
+    done = folder.finished(settings.num_epochs) and not folder.lost_views
     return not done and folder.failure() is None
 
 

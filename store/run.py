@@ -219,8 +219,9 @@ class RunFolder:
                 rows.append(metrics_row(row))
         return rows
 
-    def wants_views(self) -> bool:
-        """Whether metrics.csv or best.pt of a finished run are lost, and a checkpoint has them."""
+    @cached_property  # a command tries it once
+    def lost_views(self) -> bool:
+        """Whether metrics.csv or best.pt is not as it was written, and a checkpoint has both."""
         if not self.has_checkpoint():
             return False
         metrics, best = self.folder / "metrics.csv", self.folder / "best.pt"
@@ -286,6 +287,7 @@ class RunFolder:
 
     def save_views(self, rows: list[dict], best: dict[str, bytes]) -> None:
         """metrics.csv and the best epoch's files, which say what the checkpoint holds."""
+        self.lost_views = False
         write_file(self.folder / "metrics.csv", as_csv(COLUMNS, rows))
         for name, content in best.items():
             write_file(self.folder / name, content)

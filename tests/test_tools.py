@@ -50,13 +50,16 @@ def close(a, b):
 @pytest.mark.parametrize("kind", [CNN, MLP])
 def test_the_twin_is_the_same_network(kind):
     network = kind(drop_rate=0.0, **{"hidden_layers": 2} if kind is MLP else {})
+    for tensor in network.state_dict().values():
+        if tensor.dim() == 1:  # no longer those of new layers
+            tensor.uniform_(0.5, 1.5)
     twin = with_torch_layers(network)
     assert not any(one.__module__.startswith("layers") for one in kinds(twin))
     x = IMAGES if kind is CNN else IMAGES.flatten(1)
     assert close(network(x), twin(x))
     assert close(list(network.state_dict().values()), list(twin.state_dict().values()))
     assert close(network.eval()(x), twin.eval()(x))
-    assert not with_torch_layers(network).norm1.training if kind is CNN else True
+    assert not any(layer.training for layer in with_torch_layers(network).modules())
 
 
 def test_tools_that_search_by_class_see_nothing(network):
@@ -77,11 +80,9 @@ def test_the_statistics_of_averaged_weights_as_update_bn_has_them(network):
     assert network.norm1.momentum == 0.1 and network.training
 
 
-def test_refusals(network):
+def test_fuse_modules_refuses(network):
     with pytest.raises(AssertionError, match="did not find fuser method"):
         torch.ao.quantization.fuse_modules(network.eval(), [["conv1", "norm1"]])
-    with pytest.raises(RuntimeError):
-        torch.jit.script(network)
 
 
 def fused(network):
