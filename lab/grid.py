@@ -301,7 +301,7 @@ def attend(read) -> None:
 
 
 def train(call: argparse.Namespace, plan: list[Entry]) -> int:
-    if all(entry.read().state == "finished" and not entry.folder.wants_views() for entry in plan):
+    if all(entry.read().state == "finished" and not entry.folder.lost_views for entry in plan):
         return print_outcome(plan)
     if "--retry" in call.flags:  # failures are forgotten once, before any worker starts
         forget_failures(entry.folder for entry in plan)
