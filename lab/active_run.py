@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from fast.gpu.guard import way_of
 from fast.machine import versions
 from fast.processor import processor
 from lab.checkpoint import best_files, identity_of, resume, snapshot
@@ -80,6 +81,7 @@ class ActiveRun:
     def begin(self, build: Build, tools: list[type], data_dir: Path | None = None) -> None:
         """Resume from the last checkpoint, or start."""
         self.config = describe(self.settings, self.data, self.device, data_dir)
+        self.config |= {"fast": way} if (way := (self.folder.config() or {}).get("fast")) else {}
         self.progress = Progress(self.settings, self.place, self.pace)
         self.ends.callback(self.progress.close)
         with self.failure_recorded():
@@ -133,9 +135,19 @@ class ActiveRun:
 
     def record(self, rows: list[dict], files: Callable[[], tuple[bytes, dict[str, bytes]]]) -> None:
         self.folder.save(rows, *files())
+        if self.device.type == "cuda":
+            self.note_way(way_of(self.settings.network, self.trainer.graph), len(rows) - 1)
         self.saved = len(rows)
         self.tracking.epoch(rows[-1])
         self.progress.epoch(rows[-1])
+
+    def note_way(self, way: dict, epochs: int) -> None:
+        """Note by which kernels an epoch was computed; say so where others were by other ones."""
+        before, self.config["fast"] = self.config.get("fast"), way
+        if before != way:
+            self.folder.start(self.config, epochs, self.settings.num_epochs)
+            if before:
+                self.progress.say(f"goes on with {way}, after {before}")
 
     def wait(self) -> None:
         """Until the last epoch is written; raises what went wrong with it."""

@@ -11,6 +11,7 @@ from fast.machine import choose_device, keep_freed_memory  # before torch: says 
 import torch
 
 from fast.gpu.graph import wants_graph
+from fast.gpu.guard import cache_in
 from lab.active_run import ActiveRun, train
 from lab.errors import in_one_line
 from lab.progress import Pace, print_results
@@ -32,6 +33,7 @@ def run_experiment(options, build: Build, load: Load) -> int:
     """Train what the command line says; returns the exit code."""
     chosen_tools(options)  # fail early if a package is missing
     device = choose_device(options.device)
+    cache_in(options.runs_dir)
     code_version(device.type == "cuda")  # of the sources as they were loaded just now
     keep_freed_memory()
     return train_all(options, build, load(options.data_dir, options.synthetic), device)

@@ -55,7 +55,7 @@ RESULT = ("epochs", "best_epoch", "val_loss", "val_acc", "test_loss", "test_acc"
 CHECKPOINTS = ("checkpoint.pt", "checkpoint.previous.pt")
 FILES = ("config.json", "metrics.csv", "best.pt", "predictions.npz", "result.json", "failed.json",
          *CHECKPOINTS)
-ORIGIN = ("code", "versions", "device", "processor", "threads", "arithmetic")  # of config.json
+ORIGIN = ("code", "versions", "device", "processor", "threads", "arithmetic", "fast")  # in config
 MAX_METRICS = 2 ** 24  # bytes: 200,000 epochs
 STATES = ("finished", "running", "interrupted", "failed", "missing")
 

@@ -70,6 +70,8 @@ def read_best(folder: RunFolder, blank: nn.Module, identity: dict) -> dict:
             refuse_unlike(best["network"], blank.state_dict())
             if "identity" in best and without_defaults(best["identity"]) != identity:
                 raise ValueError("it is of another run")
+            if not all(value.isfinite().all() for value in best["network"].values()):
+                raise ValueError("it holds weights that are not finite")
             return best
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); a run has it after its first "
