@@ -11,6 +11,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 DATA ?=
+export DATA_FOLDER := $(value DATA)
+FOLDER := $${DATA_FOLDER:+--data_dir "$$DATA_FOLDER"}  # the shell sees no dollar of its name
 
 CHECK = layers agreement dropout networks training settings statistics docs house
 
@@ -21,7 +23,7 @@ help:  # what `make` alone does: print the lines above
 	@sed -n '/^$$/q; s/^# //p' Makefile
 
 train: $(VENV)/installed
-	$(VENV)/bin/python quickstart.py $(if $(DATA),--data_dir "$(DATA)")
+	$(VENV)/bin/python quickstart.py $(FOLDER)
 
 test: $(VENV)/installed-tests
 	$(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile $(TESTS)
@@ -37,10 +39,10 @@ figures: $(VENV)/installed
 	$(VENV)/bin/python plot.py
 
 bench: $(VENV)/installed
-	$(VENV)/bin/python bench/bench.py $(if $(DATA),--data_dir "$(DATA)")
+	$(VENV)/bin/python bench/bench.py $(FOLDER)
 
 gpu: $(VENV)/installed-tests
-	$(VENV)/bin/python bench/gpu.py $(if $(DATA),--data_dir "$(DATA)")
+	$(VENV)/bin/python bench/gpu.py $(FOLDER)
 
 faults: $(VENV)/installed-tests
 	FAULTS=full $(VENV)/bin/python -m pytest tests/test_faults.py tests/test_checkpoint.py tests/test_tracking.py \
@@ -52,6 +54,8 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/installed: requirements.txt | $(VENV)/bin/python
+	@$(VENV)/bin/python -m pip --version >/dev/null 2>&1 || \
+	  { echo "$(VENV) was not made to its end: rm -r $(VENV), then run make again" >&2; exit 2; }
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 

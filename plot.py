@@ -16,7 +16,7 @@ import shlex
 import time
 from pathlib import Path
 
-from lab.options import Parser
+from lab.options import FILE, Parser
 from store.files import ROOT, UserError, one_line, write_file
 
 EPILOG = """\
@@ -36,16 +36,16 @@ exit code: 0 done, 2 something for you to mend, such as a folder without runs"""
 
 def main() -> int:
     parser = Parser(description=__doc__, epilog=EPILOG, allow_abbrev=False)
-    parser.add_argument("--runs_dir", type=Path, metavar="DIR",
+    parser.add_argument("--runs_dir", type=FILE, metavar="DIR",
                         help="draw the runs in DIR, not those in results/")
     parser.add_argument("--format", choices=("png", "svg", "pdf"), default="png",
                         help="of the figures, default png")
-    parser.add_argument("--output", type=Path, default=ROOT, metavar="DIR",
+    parser.add_argument("--output", type=FILE, default=ROOT, metavar="DIR",
                         help="the folder for pics/, results/tables/ and REPORT.md; default: this "
                              "repository")
-    parser.add_argument("--collect", type=Path, metavar="RUNS_DIR",
+    parser.add_argument("--collect", type=FILE, metavar="RUNS_DIR",
                         help="first take the finished runs of RUNS_DIR into results/")
-    parser.add_argument("--explore", type=Path, metavar="PAGE.html",
+    parser.add_argument("--explore", type=FILE, metavar="PAGE.html",
                         help="only write one page to look through the runs in a browser (needs "
                              "plotly)")
     options = parser.parse_args()

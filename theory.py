@@ -25,9 +25,8 @@ from lab.terminal import begin
 if __name__ == "__main__":
     begin()  # before all that takes time, as Ctrl-C may come
 
-from pathlib import Path
 
-from lab.options import Parser, number
+from lab.options import FILE, Parser, number
 from store.files import ROOT, UserError
 from store.settings import NETWORKS, SETTINGS
 
@@ -40,9 +39,9 @@ def main() -> int:
                         help="default: all of them")
     parser.add_argument("--network", nargs="+", choices=NETWORKS, default=NETWORKS,
                         help="default: both")
-    parser.add_argument("--runs_dir", type=Path, default=ROOT / "runs", metavar="DIR",
+    parser.add_argument("--runs_dir", type=FILE, default=ROOT / "runs", metavar="DIR",
                         help="where the runs are; default: runs/ of this repository")
-    parser.add_argument("--data_dir", type=Path, default=ROOT / "data", metavar="DIR",
+    parser.add_argument("--data_dir", type=FILE, default=ROOT / "data", metavar="DIR",
                         help="the data set they learned from; default: data/ of this repository")
     parser.add_argument("--synthetic", action="store_true",
                         help="they learned from the generated set")

@@ -1,19 +1,18 @@
 #!/usr/bin/env python3
 """Try and measure this project on a GPU, in eight minutes at most (`make gpu DATA=…`).
 
-Each step runs in a process of its own, under its own time limit; its output goes to
-FOLDER/steps/STEP.log as it comes. What it found, or how it failed, is noted beside the log, so the
-same call later goes on with the next step, with eight more minutes. Delete FOLDER/steps/STEP.json
-to repeat one. No step needs a network, and none but the first a package that does not train.
+Each step runs in a process of its own, under its own time limit, and writes FOLDER/steps/STEP.log
+as it goes. What it found, or how it failed, is noted beside the log: the same call later goes on
+with the next step, with eight more minutes. Delete a note to repeat its step. No network is needed.
 
-It ends with a table, which is FOLDER/table.md too. FOLDER, a few megabytes, also holds the
-finished runs: `python plot.py --collect FOLDER` takes them. `--device cpu` is a rehearsal in which
-everything is shortened.
+The end is a table, FOLDER/table.md. FOLDER, a few megabytes, also holds the finished runs, which
+`python plot.py --collect FOLDER` takes. `--device cpu` is a rehearsal, everything shortened.
 """
 
 import argparse
 import importlib.metadata
 import importlib.util
+import itertools
 import json
 import os
 import shutil
@@ -40,6 +39,7 @@ import cnn.model
 import mlp.model
 from bench import ReferenceCNN, ReferenceMLP, own
 from fast import agreement
+from fast.gpu import guard
 from fast.gpu.graph import GraphedStep
 from fast.processor import processor
 from lab.side_by_side import SideBySide
@@ -51,7 +51,6 @@ from training import Trainer
 
 Row = tuple[str, str, str, str]  # what; this project; compared with; ratio or what was asked
 HEAD = "| what | this project | compared with | ratio |\n|---|---|---|---|\n"
-GRID = 60  # runs
 TESTS = ("test_gpu_graph.py", "test_gpu.py", "test_gpu_guard.py")  # that a card alone can answer
 CASES = [("cnn", "fp32", "2d"), ("cnn", "bf16", "2d"), ("cnn", "fp32", "1d"),
          ("cnn", "bf16", "1d"), ("mlp", "fp32", None), ("mlp", "bf16", None)]
@@ -63,8 +62,7 @@ class Place:
     def __init__(self, options):
         self.folder, self.device, self.data_dir = options.folder, options.device, options.data_dir
         self.short = options.device == "cpu"
-        few = {"batch_size": 32, "train_images": 128} if self.short else {}
-        self.few = few | {"num_epochs": 2}
+        self.few = {"batch_size": 32, "train_images": 128} if self.short else {}
 
     def main(self, runs_dir: Path, *flags: str) -> list[str]:
         """The command that trains the study's CNN."""
@@ -72,12 +70,12 @@ class Place:
 
     def flags(self, runs_dir: Path) -> list[str]:
         data = ["--data_dir", self.data_dir] if self.data_dir else ["--synthetic"]
-        few = [f"--{name}={value}" for name, value in self.few.items()] * self.short
+        few = [f"--{name}={value}" for name, value in self.few.items()]
         return ["--device", self.device, "--runs_dir", str(runs_dir), *data, *few]
 
     def trainers(self, network: str, *settings: dict, build: Callable | None = None) -> list:
         """A trainer of a network for each of some settings, on the same data."""
-        settings = [Settings(network, **self.few | own) for own in settings]
+        settings = [Settings(network, num_epochs=2, **self.few | own) for own in settings]
         load = load_cifar_2d if network == "mlp" else load_cifar_4d
         device = torch.device(machine.choose_device(self.device))
         data = load(self.data_dir) if self.data_dir else load(synthetic=True)
@@ -91,35 +89,38 @@ class Place:
 
 def tests(place: Place) -> list[Row]:
     """Every test that a card alone can answer."""
-    files = [str(ROOT / "tests" / name) for name in TESTS[:1 if place.short else 3]]
-    side_by_side = ["-n", "6"] if importlib.util.find_spec("xdist") and not place.short else []
-    code = subprocess.run([sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider",
-                           *side_by_side, *files], cwd=ROOT).returncode
-    log = (place.folder / "steps" / "tests.log").read_text(errors="replace").splitlines()
-    failed = [line.split()[1] for line in log if line.startswith("FAILED")]
+    files = [f"tests/{name}" for name in TESTS[:1 if place.short else 3]]
+    six = ["-n", "6"] if importlib.util.find_spec("xdist") and not place.short else []
+    code = subprocess.run([sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", *six,
+                           *files], cwd=ROOT).returncode
+    log = note_of(place, tests).with_suffix(".log").read_text(errors="replace").splitlines()
+    failed = ", ".join(line.split()[1] for line in log if line.startswith("FAILED"))
     if code:
-        raise RuntimeError(f"{log[-1]}: {', '.join(failed)}")
-    return [("tests: " + ", ".join(TESTS[:len(files)]), log[-1].strip("= "), "", "")]
+        raise RuntimeError(f"{log[-1].strip('= ')}: {failed}")
+    return [(" ".join(files), log[-1].strip("= "), "", "")]
 
 
 def kernels(place: Place) -> list[Row]:
     """Which kernels agree with the layers here; the log has a step's time by kernel."""
     for network, precision, kind in CASES:
-        trainer, = place.trainers(network, {"precision": precision} | in_cnn(network, kind))
-        trainer.run_epoch() if place.short else trainer.step(trainer.batches()[0])
-        trainer.network.train()
+        trainer, = place.trainers(network, {"precision": precision, "dropout_type": kind})
+        first, *others = batches(trainer)[:6]
+        trainer.step(first)
         with profile() as found:
-            for index in trainer.batches()[:5]:
+            for index in others:
                 trainer.step(index)
-        by = "cpu_time_total" if place.short else "cuda_time_total"
-        print(network, precision, kind, "5 steps\n",
-              found.key_averages().table(sort_by=by, row_limit=16, max_name_column_width=70))
-    return [(what, outcome, "the layers, once in each process", "used")
-            for what, outcome in agreement.OUTCOMES.items()]
+        by = f"{'cpu' if place.short else 'cuda'}_time_total"
+        print(f"{network} {precision} {kind}, {len(others)} steps")
+        print(found.key_averages().table(sort_by=by, row_limit=16, max_name_column_width=70))
+    untried = dict.fromkeys((guard.CNN.what, guard.MLP.what), "not tried: no CUDA device")
+    return [(*found, "the layers, once in each process", "used")
+            for found in (untried | agreement.OUTCOMES).items()]
 
 
-def in_cnn(network: str, kind: str | None) -> dict:
-    return {"dropout_type": kind} if network == "cnn" else {}
+def batches(trainer: Trainer) -> tuple[torch.Tensor, ...]:
+    """An epoch's batches of a network that is made to train."""
+    trainer.network.train()
+    return trainer.begin_epoch().split(trainer.settings.batch_size)
 
 
 def resume(place: Place) -> list[Row]:
@@ -128,20 +129,13 @@ def resume(place: Place) -> list[Row]:
         for name, epochs in (("whole", 3), ("resumed", 1), ("resumed", 3)):
             command = place.main(Path(folder) / name, "--num_epochs", str(epochs))
             subprocess.run(command, check=True)
-        same = same_run(Path(folder) / "whole", Path(folder) / "resumed")
+        same = equal(*(torch.load(next(Path(folder, name).glob("cnn/*/checkpoint.pt")),
+                                  weights_only=True)["network"] for name in ("whole", "resumed")))
     return [("a run resumed after an epoch, bit for bit", same, "a run in one go", "yes")]
 
 
-def same_run(one: Path, other: Path) -> str:
-    """Whether two folders hold the same run: its metrics, but for the seconds, and its weights."""
-    states = [torch.load(next(folder.glob("cnn/*/checkpoint.pt")), weights_only=True)
-              for folder in (one, other)]
-    rows = [[{**row, "seconds": 0} for row in state["rows"]] for state in states]
-    return "yes" if rows[0] == rows[1] and equal(*(state["network"] for state in states)) else "no"
-
-
-def equal(one: dict, other: dict) -> bool:
-    return all(value.equal(other[name]) for name, value in one.items())
+def equal(one: dict, other: dict) -> str:
+    return "yes" if all(value.equal(other[name]) for name, value in one.items()) else "no"
 
 
 def graph(place: Place) -> list[Row]:
@@ -152,7 +146,7 @@ def graph(place: Place) -> list[Row]:
         trainer.run_epoch()
         trainer.run_epoch()
     same = equal(plain.network.state_dict(), graphed.network.state_dict())
-    found = ("yes" if same else "no") if graphed.graph.replay else graphed.graph.outcome
+    found = same if graphed.graph.replay else graphed.graph.outcome
     return [("step as a CUDA graph, bit for bit", found, "the step itself", "yes")]
 
 
@@ -160,44 +154,39 @@ def steps(place: Place) -> list[Row]:
     """A training step with kernels, with layers one by one, and with PyTorch's layers, in turns."""
     rows = []
     for network, precision, kind in CASES:
-        takes = step_makers(place, network, precision, kind)
-        times = {name: [] for name in takes}
-        for i in range(3 if place.short else 12):
-            for name, take in takes.items():
-                spent = milliseconds(take, 2 if place.short else 10)
-                if i > 0:  # the first steps also set up
-                    times[name].append(spent)
-        for name, other in times.items():
-            manner, _, graphed = name.partition(", ")
-            own = times[name.replace(manner, "kernels")]
-            if other is not own:
-                what = ", ".join(filter(None, (f"{network.upper()} step", precision, kind, graphed)))
-                ratio = statistics.median(own) / statistics.median(other)
-                rows.append((what, f"{quartiles(own)} ms", f"{manner} {quartiles(other)} ms",
-                             f"{ratio:.2f}"))
+        for graphed in (False,) if place.short else (False, True):
+            takes = step_makers(place, network, precision, kind, graphed)
+            times = {name: [] for name in takes}
+            for i in range(3 if place.short else 12):
+                for name, take in takes.items():
+                    spent = milliseconds(take, 2 if place.short else 10)
+                    times[name] += [spent] * (i > 0)  # the first steps also set up
+            own = times.pop("kernels")
+            what = f"{network.upper()} step, {precision}{kind and f', {kind}' or ''}"
+            rows += [(what + ", graph" * graphed, f"{quartiles(own)} ms",
+                      f"{name} {quartiles(other)} ms",
+                      f"{statistics.median(own) / statistics.median(other):.2f}")
+                     for name, other in times.items()]
     return rows
 
 
-def step_makers(place: Place, network: str, precision: str,
-                kind: str | None) -> dict[str, Callable]:
-    """What takes a step, of each way to compute it, plain and as a graph."""
-    theirs = own(ReferenceMLP if network == "mlp" else partial(ReferenceCNN, kind))
-    ways = {"kernels": None, "layers one by one": None, "PyTorch's layers": theirs}
-    settings, takes = {"precision": precision} | in_cnn(network, kind), {}
-    for graphed in ("",) if place.short else ("", ", graph"):
-        for name, build in ways.items():
-            trainer, = place.trainers(network, settings, build=build)
-            trainer.network.train()
-            index, step = trainer.batches()[0], trainer.step
-            if graphed:
-                step = partial(GraphedStep(trainer.network, trainer.optimizer), step)
+def step_makers(place: Place, network: str, precision: str, kind: str | None,
+                graphed: bool) -> dict[str, Callable]:
+    """What takes a step, of each way to compute it."""
+    theirs, takes = own(ReferenceMLP if network == "mlp" else partial(ReferenceCNN, kind)), {}
+    for name, build in {"kernels": None, "layers one by one": None, "PyTorch's": theirs}.items():
+        trainer, = place.trainers(network, {"precision": precision, "dropout_type": kind},
+                                  build=build)
+        index, step = batches(trainer)[0], trainer.step
+        if graphed:
+            step = partial(GraphedStep(trainer.network, trainer.optimizer), step)
+        chosen = agreement.choose if name == "kernels" else lambda *_: None
 
-            def take(step=step, index=index, kernels=name == "kernels") -> None:
-                chosen = agreement.choose if kernels else lambda *_: None
-                with mock.patch.object(agreement, "choose", chosen):
-                    step(index)
+        def take(step=step, index=index, chosen=chosen) -> None:
+            with mock.patch.object(agreement, "choose", chosen):
+                step(index)
 
-            takes[name + graphed] = take
+        takes[name] = take
     return takes
 
 
@@ -213,39 +202,27 @@ def milliseconds(work: Callable, count: int) -> float:
 
 
 def quartiles(values: list[float]) -> str:
-    low, middle, high = statistics.quantiles(values, n=4)
-    return f"{middle:.3f} ({low:.3f}–{high:.3f})"
+    return "{1:.3f} ({0:.3f}–{2:.3f})".format(*statistics.quantiles(values, n=4))
 
 
 def epochs(place: Place) -> list[Row]:
-    """Seconds of an epoch with its evaluation, the second one, at each batch size of the grids."""
+    """Seconds of an epoch with its evaluation, the second one; of eight MLPs side by side too."""
+    sizes = [("cnn", size) for size in (128, 256, 512, 1024)]
+    sizes += [("mlp", size) for size in (512, 1024, 2048, 4096)]
     rows = []
-    for network, sizes in (("cnn", (128, 256, 512, 1024)), ("mlp", (512, 1024, 2048, 4096))):
-        for batch_size in (32, 64) if place.short else sizes:
-            for precision in ("fp32", "bf16"):
-                trainer, = place.trainers(network, {"batch_size": batch_size,
-                                                    "precision": precision})
-                trainer.run_epoch()
-                rows.append((f"{network.upper()} epoch, batch {batch_size}, {precision}",
-                             f"{trainer.run_epoch()['seconds']:.3f} s", "", ""))
-    return rows
-
-
-def company(place: Place) -> list[Row]:
-    """Eight MLPs side by side against one after the other: an epoch's time, and the numbers."""
-    rows = []
-    for batch_size in (32,) if place.short else (512, 1024, 2048, 4096):
-        settings = [{"batch_size": batch_size, "drop_rate": i / 10} for i in range(8)]
-        together, alone = place.trainers("mlp", *settings), place.trainers("mlp", *settings)
-        found = SideBySide(together).run_epoch() and SideBySide(together).run_epoch()
-        expected = [trainer.run_epoch() and trainer.run_epoch() for trainer in alone]
-        same = all(equal(one.network.state_dict(), own.network.state_dict())
-                   for one, own in zip(alone, together, strict=True))
-        spent, before = (sum(row["seconds"] for row in epoch) for epoch in (found, expected))
-        title = f"8 MLPs side by side, batch {batch_size}"
-        rows += [(f"{title}, an epoch", f"{spent:.3f} s", f"one by one {before:.3f} s",
-                  f"{spent / before:.2f}"),
-                 (f"{title}, bit for bit", "yes" if same else "no", "one by one", "yes")]
+    sizes = [("cnn", 32), ("mlp", 32)] if place.short else sizes
+    for (network, size), precision in itertools.product(sizes, ("fp32", "bf16")):
+        own = {"batch_size": size, "precision": precision}
+        trainer, = place.trainers(network, own)
+        seconds = (trainer.run_epoch() and trainer.run_epoch())["seconds"]
+        title = f"epoch, batch {size}, {precision}"
+        rows.append((f"{network.upper()} {title}", f"{seconds:.3f} s", "", ""))
+        if network == "mlp":
+            eight = place.trainers("mlp", *({**own, "drop_rate": i / 10} for i in range(8)))
+            team = SideBySide(eight)
+            spent = sum(row["seconds"] for row in team.run_epoch() and team.run_epoch())
+            rows.append((f"8 MLPs side by side, {title}", f"{spent:.3f} s",
+                         f"8 times one {8 * seconds:.3f} s", f"{spent / seconds / 8:.2f}"))
     return rows
 
 
@@ -256,25 +233,25 @@ def run(place: Place) -> list[Row]:
         start, flags = time.perf_counter(), ["--num_epochs", str(count), "--precision", precision]
         subprocess.run(place.main(place.folder, *flags), check=True)
         spent = time.perf_counter() - start
-        result = max(place.folder.glob("cnn/*/result.json"), key=lambda path: path.stat().st_mtime)
-        config = json.loads((result.parent / "config.json").read_text())
-        result = json.loads(result.read_text())
+        folder = max(place.folder.glob("cnn/*/result.json"), key=os.path.getmtime).parent
+        result, config = (json.loads((folder / name).read_text())
+                          for name in ("result.json", "config.json"))
         rows += [(f"CNN, {count} epochs, {precision}", f"{result['seconds']:.1f} s",
-                  f"{spent:.1f} s from start to end; test accuracy {result['test_acc']:.4f}", asked),
-                 (f"noted in its config.json, {precision}", str(config.get("fast")), "", "")]
+                  f"{spent:.1f} s from start to end; test accuracy {result['test_acc']}", asked),
+                 (f"noted in its config.json, {precision}",
+                  str(config.get("fast", "nothing, as on a CPU")), "", "")]
     return rows
 
 
-def grid(place: Place) -> list[Row]:
+def grid(place: Place) -> None:
     """The CNN's grid, as far as the time goes: a run that is done counts."""
-    short = ["--drop_rate", "0", "--learning_rate", "0.001", "--num_epochs", "1"] * place.short
-    subprocess.run([str(ROOT / "run_grid.sh"), "cnn", *place.flags(place.folder), *short],
-                   check=True, env={**os.environ, "PYTHON": sys.executable})
-    return []
+    short = ["--drop_rate=0", "--learning_rate=0.001", "--num_epochs=1"] * place.short
+    command = [str(ROOT / "run_grid.sh"), "cnn", *place.flags(place.folder), *short]
+    os.execve(command[0], command, {**os.environ, "PYTHON": sys.executable})  # ends its workers
 
 
 # In this order, so many seconds at most: first what decides most.
-STEPS = {kernels: 70, tests: 110, graph: 60, steps: 120, resume: 80, epochs: 90, company: 60,
+STEPS = {kernels: 70, tests: 110, graph: 60, steps: 120, resume: 80, epochs: 120,
          run: 100, grid: 1e6}
 
 
@@ -287,14 +264,13 @@ def attempt(place: Place, step: Callable, arguments: list[str], left: float) -> 
     if step in (run, grid) and [row[1] for row in rows_of(place, graph)] == ["yes"]:
         environment["CUDA_GRAPH"] = "1"  # this card has just confirmed it
     command = [sys.executable, __file__, *arguments, "--step", step.__name__]
-    limit, reason = min(left, STEPS[step]), "no time left"
-    if left > 5:
-        reason = within(limit, command, note.with_suffix(".log"), environment)
-    rows = [(f"step {step.__name__}", "not done", reason.replace("|", "/"), "")] if reason else []
+    limit = min(left, STEPS[step] * (3 if place.short else 1))
+    reason = (within(limit, command, note.with_suffix(".log"), environment) if left > 5
+              else "no time left")
+    rows = [(f"step {step.__name__}", "not done", reason.replace("|", "/"), "")] * bool(reason)
     if reason.startswith("exit") or reason and limit < left:
         write_rows(note, rows)
-        return []
-    return rows
+    return rows if not note.exists() else []
 
 
 def within(seconds: float, command: list[str], log: Path, environment: dict) -> str:
@@ -318,18 +294,16 @@ def write_rows(path: Path, rows: list[Row]) -> None:
 
 
 def rows_of(place: Place, step: Callable) -> list[Row]:
-    note = note_of(place, step)
-    return json.loads(note.read_text()) if note.exists() else []
+    return json.loads(note.read_text()) if (note := note_of(place, step)).exists() else []
 
 
 def write_table(place: Place, unfinished: list[Row]) -> list[Row]:
     """The table of all that is known so far; returns its rows."""
-    results = [json.loads(path.read_text())
+    seconds = [json.loads(path.read_text())["seconds"]
                for path in place.folder.glob("cnn/*_seed0*/result.json")]
-    seconds = sum(result["seconds"] for result in results)
     rows = [row for step in STEPS for row in rows_of(place, step)] + unfinished
-    rows.append(("CNN runs finished here", f"{len(results)}, in {seconds:.0f} s of training",
-                 f"a grid of {GRID}", "≤ 5 min fp32, ≤ 3 min bf16"))
+    rows.append(("CNN runs finished here", f"{len(seconds)}, in {sum(seconds):.0f} s of training",
+                 "a grid of 60", "≤ 5 min fp32, ≤ 3 min bf16"))
     table = "".join(f"| {' | '.join(row)} |\n" for row in rows)
     (place.folder / "table.md").write_text(f"{about(place)}\n\n{HEAD}{table}")
     return rows
@@ -339,12 +313,11 @@ def about(place: Place) -> str:
     """Card, driver and versions, and the code."""
     device = torch.device(machine.choose_device(place.device))
     card = torch.cuda.get_device_name() if device.type == "cuda" else f"no card, {processor()}"
-    facts = {**machine.versions(device), **code_version(True),
-             "data": Path(place.data_dir or "synthetic").name}
-    for package in ("numpy", "triton"):
-        if importlib.util.find_spec(package):
-            facts[package] = importlib.metadata.version(package)
-    return f"{time.strftime('%Y-%m-%d')}, {card}; " + ", ".join(f"{k} {v}" for k, v in facts.items())
+    facts = machine.versions(device) | code_version(True) | {"data": place.data_dir or "synthetic"}
+    facts |= {package: importlib.metadata.version(package) for package in ("numpy", "triton")
+              if importlib.util.find_spec(package)}
+    facts = ", ".join(f"{name} {fact}" for name, fact in facts.items())
+    return f"{time.strftime('%Y-%m-%d')}, {card}; {facts}"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -361,7 +334,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> int:
     options = parser().parse_args()
-    place, end, rows, unfinished = Place(options), time.monotonic() + options.seconds, [], []
+    place, end, unfinished = Place(options), time.monotonic() + options.seconds, []
     if options.step:
         step = globals()[options.step]
         write_rows(note_of(place, step), step(place))
@@ -372,7 +345,7 @@ def main() -> int:
             print(f"{step.__name__}: {step.__doc__}", flush=True)
             left = end - time.monotonic() - 15  # for the table
             unfinished += attempt(place, step, sys.argv[1:], left)
-            rows = write_table(place, unfinished)
+            write_table(place, unfinished)
     for result in place.folder.glob("*/*_seed*/result.json"):  # plot.py needs no weights
         for path in result.parent.glob("*.pt"):
             path.unlink()

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import torch
 
+from fast.gpu.guard import way_of
 from fast.machine import versions
 from fast.processor import processor
-from lab.checkpoint import best_of, files_of, identity_of, take_up
+from lab.checkpoint import best_files, identity_of, resume, snapshot
 from lab.errors import NO_THREADS, in_words, is_out_of_threads
 from lab.progress import Pace, Progress
 from lab.side_by_side import SideBySide
@@ -78,18 +79,19 @@ class ActiveRun:
         self.failed = False
 
     def begin(self, build: Build, tools: list[type], data_dir: Path | None = None) -> None:
-        """Take up the last checkpoint, or start."""
+        """Resume from the last checkpoint, or start."""
         self.config = describe(self.settings, self.data, self.device, data_dir)
+        self.config |= {"fast": way} if (way := (self.folder.config() or {}).get("fast")) else {}
         self.progress = Progress(self.settings, self.place, self.pace)
         self.ends.callback(self.progress.close)
         with self.failure_recorded():
-            self.trainer = take_up(
+            self.trainer = resume(
                 self.folder, lambda: Trainer(build, self.data, self.settings, self.device))
             self.saved = self.trainer.epoch
             self.folder.start(self.config, self.saved, self.settings.num_epochs)
             if self.saved:  # what is written may be older or newer than the checkpoint
                 state = {"identity": identity_of(self.trainer), **vars(self.trainer)}
-                self.folder.save_views(self.trainer.rows, best_of(state))
+                self.folder.save_views(self.trainer.rows, best_files(state))
             self.progress.begin(self.saved)
             self.tracking = Tracking(tools, self.folder.folder, self.config, self.trainer.rows)
             self.ends.callback(lambda: self.tracking.close(self.failed))
@@ -121,7 +123,7 @@ class ActiveRun:
                 raise UserError(f"the device is no longer usable ({reason}); run the same command "
                                 "again, with --retry for this run") from error
 
-    def take(self, outcome: dict | Exception, recorder: ThreadPoolExecutor) -> None:
+    def end_epoch(self, outcome: dict | Exception, recorder: ThreadPoolExecutor) -> None:
         """Have `recorder` write the row of an epoch and the state after it."""
         with self.failure_recorded():
             self.wait()
@@ -129,13 +131,23 @@ class ActiveRun:
                 raise outcome
             self.progress.level(self.trainer.epoch)
             self.recorded = recorder.submit(self.record, self.trainer.rows[:],
-                                            files_of(self.trainer))
+                                            snapshot(self.trainer))
 
     def record(self, rows: list[dict], files: Callable[[], tuple[bytes, dict[str, bytes]]]) -> None:
         self.folder.save(rows, *files())
+        if self.device.type == "cuda":
+            self.note_way(way_of(self.settings.network, self.trainer.graph), len(rows) - 1)
         self.saved = len(rows)
         self.tracking.epoch(rows[-1])
         self.progress.epoch(rows[-1])
+
+    def note_way(self, way: dict, epochs: int) -> None:
+        """Note by which kernels an epoch was computed; say so where others were by other ones."""
+        before, self.config["fast"] = self.config.get("fast"), way
+        if before != way:
+            self.folder.start(self.config, epochs, self.settings.num_epochs)
+            if before:
+                self.progress.say(f"goes on with {way}, after {before}")
 
     def wait(self) -> None:
         """Until the last epoch is written; raises what went wrong with it."""
@@ -164,7 +176,7 @@ def train(runs: list[ActiveRun]) -> None:
             epoch = min(run.trainer.epoch for run in going)
             level = [run for run in going if run.trainer.epoch == epoch]  # not so after a crash
             for run, outcome in zip(level, run_epoch(level), strict=True):
-                run.take(outcome, recorder)
+                run.end_epoch(outcome, recorder)
         for run in runs:
             run.finish()
 

@@ -1,4 +1,4 @@
-"""A run's checkpoint taken up: whatever the file holds, nothing but a fitting state is loaded."""
+"""A run's checkpoint resumed: whatever the file holds, nothing but a fitting state is loaded."""
 
 import io
 from collections.abc import Callable
@@ -39,8 +39,8 @@ def as_bytes(state: dict) -> bytes:
     return sealed(buffer.getvalue())
 
 
-def files_of(trainer: Trainer) -> Callable[[], tuple[bytes, dict[str, bytes]]]:
-    """checkpoint.pt of now and, if the last epoch is the best, its files: see best_of.
+def snapshot(trainer: Trainer) -> Callable[[], tuple[bytes, dict[str, bytes]]]:
+    """checkpoint.pt of now and, if the last epoch is the best, its files: see best_files.
 
     The state is copied at once. What is returned waits for the device and makes the bytes: for
     another thread, while the trainer goes on.
@@ -50,12 +50,12 @@ def files_of(trainer: Trainer) -> Callable[[], tuple[bytes, dict[str, bytes]]]:
 
     def files() -> tuple[bytes, dict[str, bytes]]:
         wait()
-        return as_bytes(state), best_of(state) if state["best"] is state["rows"][-1] else {}
+        return as_bytes(state), best_files(state) if state["best"] is state["rows"][-1] else {}
 
     return files
 
 
-def best_of(state: dict) -> dict[str, bytes]:
+def best_files(state: dict) -> dict[str, bytes]:
     """The files that tell of the best epoch: its weights, and the classes that it predicted."""
     best = {"identity": state["identity"], "network": state["best_weights"], **state["best"]}
     files = {"best.pt": as_bytes(best)}
@@ -66,7 +66,7 @@ def best_of(state: dict) -> dict[str, bytes]:
     return files
 
 
-def take_up(folder: RunFolder, new_trainer: Callable[[], Trainer]) -> Trainer:
+def resume(folder: RunFolder, new_trainer: Callable[[], Trainer]) -> Trainer:
     """A trainer at the last usable checkpoint of the run, or a new one.
 
     Trouble of the machine, such as no memory, is raised: it is no verdict on a file. A run that was

@@ -63,7 +63,7 @@ def evaluate_run(options, build: Build, load: Load) -> int:
         return predict(trained, options.predict, build)
     synthetic = options.synthetic or trained.settings.synthetic and options.data_dir is None
     data_dir = None if synthetic else options.data_dir or its_data_dir(trained.run)
-    evaluate(trained, load(data_dir, synthetic), build, device)
+    evaluate_best(trained, load(data_dir, synthetic), build, device)
     return 0
 
 
@@ -117,7 +117,7 @@ def listed(names: list[str], limit: int = 8) -> str:
 # --evaluate
 
 
-def evaluate(trained: Trained, data: Data, build: Build, device: torch.device) -> None:
+def evaluate_best(trained: Trained, data: Data, build: Build, device: torch.device) -> None:
     """Print how the run's best network does on the test set; leave two files in its folder."""
     if list(data.classes) != trained.classes:
         raise UserError(f"{trained.folder.folder} was trained on other classes "
@@ -125,17 +125,17 @@ def evaluate(trained: Trained, data: Data, build: Build, device: torch.device) -
                         f"({listed(list(data.classes))}); name its data with --data_dir or "
                         "--synthetic")
     test = prepared(data, trained.settings, device).test
-    probabilities, summary = measure(restore(trained, build, device), test, trained)
+    probabilities, summary = test_metrics(restore(trained, build, device), test, trained)
     own = data.fingerprint == trained.run.fingerprint
     print_evaluation(trained, data, summary, own)
     if own:
-        keep(trained.folder.folder, summary, data.test, probabilities)
+        write_evaluation(trained.folder.folder, summary, data.test, probabilities)
     else:
         print("\nnothing is kept in the run's folder, as this was not its own test set")
 
 
 @torch.no_grad()
-def measure(network: nn.Module, test: Split, trained: Trained) -> tuple[Tensor, dict]:
+def test_metrics(network: nn.Module, test: Split, trained: Trained) -> tuple[Tensor, dict]:
     """The probabilities of every class for every picture, and what evaluation.json holds."""
     logits = torch.cat([logits_of(network, x, trained.settings.precision)
                         for x, _ in evaluation_batches(test)])
@@ -197,7 +197,7 @@ def frequent(classes: list[str], confusion: list[list[int]], width: int, limit: 
             for count, i, j in sorted(pairs, key=lambda pair: (-pair[0], pair[1:]))[:limit]]
 
 
-def keep(folder: Path, summary: dict, test: Split, probabilities: Tensor) -> None:
+def write_evaluation(folder: Path, summary: dict, test: Split, probabilities: Tensor) -> None:
     """Write both files; where nothing can be written, the printed table has to do."""
     try:
         print()
@@ -216,8 +216,8 @@ def draw_mistakes(path: Path, test: Split, probabilities: Tensor, classes: list[
     from matplotlib.figure import Figure
 
     images, labels = test
-    confidence, answers = probabilities.max(1)
-    wrong = (answers != labels).nonzero().flatten()
+    confidence, predicted = probabilities.max(1)
+    wrong = (predicted != labels).nonzero().flatten()
     order = wrong[confidence[wrong].argsort(descending=True)[:MISTAKES]]
     if not len(order):
         path.unlink(missing_ok=True)
@@ -228,8 +228,8 @@ def draw_mistakes(path: Path, test: Split, probabilities: Tensor, classes: list[
     for position, i in enumerate(order.tolist()):
         axes = figure.add_subplot(rows, 8, position + 1)
         axes.imshow(images[i].view(3, 32, 32).permute(1, 2, 0).cpu().numpy())
-        answer, truth = (one_line(classes[label])[:12] for label in (answers[i], labels[i]))
-        axes.set_title(f"{answer} {confidence[i]:.3f}\n{truth}", fontsize=8, parse_math=False)
+        guess, truth = (one_line(classes[label])[:12] for label in (predicted[i], labels[i]))
+        axes.set_title(f"{guess} {confidence[i]:.3f}\n{truth}", fontsize=8, parse_math=False)
         axes.axis("off")
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=120)

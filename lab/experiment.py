@@ -11,6 +11,7 @@ from fast.machine import choose_device, keep_freed_memory  # before torch: says 
 import torch
 
 from fast.gpu.graph import wants_graph
+from fast.gpu.guard import cache_in
 from lab.active_run import ActiveRun, train
 from lab.errors import in_one_line
 from lab.progress import Pace, print_results
@@ -32,6 +33,7 @@ def run_experiment(options, build: Build, load: Load) -> int:
     """Train what the command line says; returns the exit code."""
     chosen_tools(options)  # fail early if a package is missing
     device = choose_device(options.device)
+    cache_in(options.runs_dir)
     code_version(device.type == "cuda")  # of the sources as they were loaded just now
     keep_freed_memory()
     return train_all(options, build, load(options.data_dir, options.synthetic), device)
@@ -72,7 +74,7 @@ def train_all(options, build: Build, data: Data, device: torch.device) -> int:
 
 
 def is_open(settings: Settings, folder: RunFolder) -> bool:
-    done = folder.finished(settings.num_epochs) and not folder.wants_views()
+    done = folder.finished(settings.num_epochs) and not folder.lost_views
     return not done and folder.failure() is None
 
 
@@ -100,7 +102,7 @@ def gain_side_by_side(options, device: torch.device) -> bool:
     A CUDA graph starts all kernels of a step at once, which leaves nothing to share.
     """
     settings = options.settings[0]  # all have these in common
-    small = settings.network == "mlp" and settings.hidden_size <= 1000
+    small = settings.network == "mlp" and 1 < settings.hidden_size <= 1000
     plain = not settings.augment and not settings.compile and settings.hidden_layers == 1
     alone = options.wandb  # takes one run of a process at a time
     able = device.type in ("cpu", "cuda") and not wants_graph(device)

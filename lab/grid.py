@@ -9,23 +9,20 @@ import signal
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
-sys.argv[0] = "run_grid.sh"
 
 from lab.terminal import begin
 
 WORKER = "--worker"  # and the process that started it
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-crew: list["Worker"] = []
+crew: list = []  # of Worker
 
 
 def stop(number: int, _) -> None:
     """End all workers and this process."""
     for each in SIGNALS:
         signal.signal(each, signal.SIG_IGN)
-    for worker in crew:
+    for worker in working() if crew else ():  # else that is not even defined yet
         worker.end()
-    for worker in crew:
-        worker.wait()
     text = "stopped; the same call goes on from the last finished epoch of each run"
     line = "\n" if crew and os.isatty(2) else ""  # behind the bar
     os.write(2, f"{line}run_grid.sh: {text if crew else 'interrupted'}\n".encode())
@@ -33,9 +30,10 @@ def stop(number: int, _) -> None:
 
 
 if __name__ == "__main__":
+    sys.argv[0] = "run_grid.sh"  # in all that is told
     begin()  # before all that takes time, as Ctrl-C may come
-    for each in SIGNALS if WORKER not in sys.argv[1:2] else ():
-        if signal.getsignal(each) != signal.SIG_IGN:  # as under nohup
+    for each in SIGNALS:
+        if WORKER not in sys.argv[1:2] and signal.getsignal(each) != signal.SIG_IGN:  # nohup
             signal.signal(each, stop)
 
 import argparse
@@ -95,9 +93,9 @@ def read_call() -> tuple[argparse.Namespace, dict[Settings, argparse.Namespace]]
                                           lambda n: 1 <= n <= 9999), default=1, metavar="N",
                         help="workers (default 1), which share the runs, the cores and the GPUs")
     parser.add_argument("--network", choices=NETWORKS, help="only the runs of one network")
-    either = parser.add_mutually_exclusive_group()
-    either.add_argument("--dry-run", action="store_true", help="print the runs, and do nothing")
-    either.add_argument("--status", action="store_true", help="print how far each run is")
+    show = parser.add_mutually_exclusive_group()
+    show.add_argument("--dry-run", action="store_true", help="print the runs, and do nothing")
+    show.add_argument("--status", action="store_true", help="print how far each run is")
     parser.add_argument(WORKER, type=int, help=argparse.SUPPRESS)
     call, call.flags = parser.parse_known_args()
     while call.flags and not call.flags[0].startswith("-"):
@@ -145,20 +143,27 @@ def read_runs(call: argparse.Namespace) -> dict[Settings, argparse.Namespace]:
 
 def work(runs: dict[Settings, argparse.Namespace], parent: int) -> int:
     """Train what no other process trains; returns the exit code."""
-    threading.Thread(target=end_with, args=(parent,), daemon=True).start()
-    from lab.experiment import run_experiment
+    from lab.experiment import run_experiment  # before torch
+
+    # isort: split
+    from lab.errors import in_one_line
     from load_data import load_cifar_2d, load_cifar_4d
 
     @functools.lru_cache(1)  # the calls for one network share it
     def load(network: str, *place):
         return (load_cifar_2d if network == "mlp" else load_cifar_4d)(*place)
 
-    for options in calls(runs):
-        build = importlib.import_module(f"{options.network}.model").build
-        code = run_experiment(options, build, functools.partial(load, options.network))
-        if code > 1:  # not of a failed run, which does not keep the others from being trained
-            return code
-    return 0
+    @in_one_line
+    def train_each() -> int:
+        threading.Thread(target=end_with, args=(parent,), daemon=True).start()
+        for options in calls(runs):
+            build = importlib.import_module(f"{options.network}.model").build
+            code = run_experiment(options, build, functools.partial(load, options.network))
+            if code > 1:  # not of a failed run, which does not keep the others from being trained
+                return code
+        return 0
+
+    return train_each()
 
 
 def end_with(parent: int) -> None:
@@ -183,7 +188,7 @@ def calls(runs: dict[Settings, argparse.Namespace]) -> list[argparse.Namespace]:
 # What starts the workers
 
 class Worker:
-    """A process that trains, started again and again as long as there is something for it."""
+    """A process that trains, started again as long as there is something for it."""
 
     def __init__(self, command: list[str], environment: dict, log=None):
         self.command, self.environment, self.log = command, {**os.environ, **environment}, log
@@ -198,32 +203,27 @@ class Worker:
             stdout=self.log, stderr=self.log and subprocess.STDOUT)
 
     def look(self) -> bool:
-        """Whether it has ended since the last look."""
-        if not self.process:
-            return False
+        """Whether something has happened to it since the last look."""
         pid, status = os.waitpid(self.process.pid, os.WNOHANG | os.WUNTRACED | os.WCONTINUED)
         if not pid:
             return False
         self.stopped = os.WIFSTOPPED(status)
         if self.stopped:
             say(f"worker {pid} was stopped; kill -CONT {pid} lets it go on")
-        if self.stopped or os.WIFCONTINUED(status):
-            return False
-        self.code = self.process.returncode = os.waitstatus_to_exitcode(status)
-        self.process = None
-        if self.code < 0:
-            say(f"a worker was ended by signal {-self.code}; the others took over, or the same "
-                "call goes on")
+        elif not os.WIFCONTINUED(status):
+            self.code = self.process.returncode = os.waitstatus_to_exitcode(status)
+            self.process = None
+            if self.code < 0:
+                say(f"a worker was ended by signal {-self.code}; the others took over, or the same "
+                    "call goes on")
         return True
 
     def end(self) -> None:
-        for each in (signal.SIGTERM, signal.SIGCONT) if self.process else ():
-            with contextlib.suppress(OSError):
+        """End its group, even if that is stopped."""
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            for each in (signal.SIGTERM, signal.SIGCONT):
                 os.killpg(self.process.pid, each)
-
-    def wait(self) -> None:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(10) if self.process else None
+            self.process.wait(10)
 
     @property
     def error(self) -> str:
@@ -232,19 +232,23 @@ class Worker:
         return "".join(lines[-1:]) or f"run_grid.sh: a worker ended with exit code {self.code}"
 
 
+def working() -> list[Worker]:
+    return [worker for worker in crew if worker.process]
+
+
 def hire(call: argparse.Namespace, plan: list[Entry]) -> None:
     """The workers, each with its share of the cores and a GPU."""
     count = min(call.j, len(plan))
-    words = [*call.studies, *(["--network", call.network] if call.network else []), *call.flags]
-    command = [sys.executable, __file__, WORKER, str(os.getpid()), *words]
+    network = ["--network", call.network] if call.network else []
+    command = [sys.executable, __file__, WORKER, str(os.getpid()), *call.studies, *network,
+               *call.flags]
     shared = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(cores() // count or 1)}
     if "SLURM_JOB_ID" in os.environ and count == 1:  # the other tasks are the other workers
         crew.append(Worker(command, shared))
         return
     logs = plan[0].folder.folder.parents[1] / "logs"
     make_folder(logs)
-    host = re.sub(r"[^\w.-]", "-", socket.gethostname())
-    gpus = list_gpus()
+    host, gpus = re.sub(r"[^\w.-]", "-", socket.gethostname()), list_gpus()
     for k in range(count):
         own = {"CUDA_VISIBLE_DEVICES": gpus[k % len(gpus)]} if len(gpus) > 1 else {}
         path = logs / f"{host}-{os.getpid()}-{time.time_ns()}-{k}.log"
@@ -273,6 +277,8 @@ def list_gpus() -> list[str]:
 
 def attend(read) -> None:
     """Start the workers, and again where one that died has left a run, until all is done."""
+    for worker in crew:
+        worker.start(set())
     while True:
         left = {(entry.name, entry.state, entry.epochs) for entry in read()
                 if entry.state not in ENDED}
@@ -280,21 +286,20 @@ def attend(read) -> None:
         free = [worker for worker in crew if not worker.process and not worker.code]
         for worker in [worker for worker in free if worker.seen != left][:len(idle)]:
             worker.start(left)
-        alive = [worker for worker in crew if worker.process]
-        if not left and all(worker.stopped for worker in alive):
-            for worker in alive:
-                worker.end()
-            return
-        if not alive and (not free or len(idle) == len(left)):
-            return
+        if not left and all(worker.stopped for worker in working()):
+            break
+        if not working() and (not free or len(idle) == len(left)):
+            break
         for _ in range(20):
-            if sum(worker.look() for worker in crew):
+            if sum(worker.look() for worker in working()):
                 break
             time.sleep(0.05)
+    for worker in working():
+        worker.end()
 
 
 def train(call: argparse.Namespace, plan: list[Entry]) -> int:
-    if all(entry.read().state == "finished" for entry in plan):
+    if all(entry.read().state == "finished" and not entry.folder.wants_views() for entry in plan):
         return print_outcome(plan)
     if "--retry" in call.flags:  # failures are forgotten once, before any worker starts
         forget_failures(entry.folder for entry in plan)

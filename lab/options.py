@@ -50,14 +50,15 @@ def number(kind, allowed: str, is_allowed):
 
 
 def name_of_file(text: str) -> str:
-    """The text, if a file or folder can have that name; ValueError otherwise."""
+    """The text, ~ being the home, if a file or folder can have that name; else ValueError."""
     if not text:
         raise ValueError
     try:
+        text = str(Path(text).expanduser()) if text.startswith("~") else text
         os.lstat(text)  # ValueError for characters that no name can have
     except FileNotFoundError:
         pass
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # ~ of a user that there is not
         raise ValueError from error
     return text
 
@@ -66,7 +67,7 @@ def path(text: str) -> Path:
     return Path(name_of_file(text))
 
 
-FILE = number(path, "the name of a file", lambda path: True)
+FILE = number(path, "the name of a file or folder", lambda path: True)
 RUN = number(name_of_file, "the folder or the name of a run", lambda name: True)
 FOLDER = number(path, "a folder, or where one can be made",
                 lambda path: path.is_dir() or not os.path.lexists(path))

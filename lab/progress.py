@@ -6,7 +6,8 @@ import time
 
 from tqdm import tqdm
 
-from lab.table import columns, fitting, plural, print_table, short
+from lab.table import columns, fitting, print_table, short
+from store.files import plural
 from store.run import RunFolder, duration
 from store.settings import Settings
 

@@ -15,6 +15,7 @@ compares it with networks one by one.
 """
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 
 from fast.adam import step_together
+from fast.agreement import say_slower
 from fast.linear import applies, linear
 from store.images import evaluation_batches, take
 from training import Trainer, cross_entropy, logits_of
@@ -47,6 +49,11 @@ class Linears(torch.autograd.Function):
                 *(own.sum(0) for own in gradients))
 
 
+@functools.cache
+def say_one_by_one() -> None:
+    say_slower("MLPs that train at once compute one by one", "else they differ from the network")
+
+
 class SideBySide:
     """Trainers of MLPs with the same data, seed, batch size, precision and epoch."""
 
@@ -56,6 +63,7 @@ class SideBySide:
         self.device = trainers[0].data.train.labels.device
         self.streams: dict[Trainer, Tensor] = {}  # each one's state of the random generator
         self.outcomes: dict = {}  # what each one did last, or the exception that ended it
+        self.whole = not self.begins_as_alone()
 
     def run_epoch(self, on_step: Callable[[], None] = lambda: None) -> list[dict | Exception]:
         """Trainer.run_epoch for all: each one's row, or the exception that ended it.
@@ -112,8 +120,23 @@ class SideBySide:
 
     def begun(self, x: Tensor) -> list[tuple[Callable, Tensor]]:
         """The layers that each network still has to compute, and their input."""
+        if self.whole:
+            return [(trainer.network, x) for trainer in self.trainers]
         return [(trainer.network.after_linear1, own)
                 for trainer, own in zip(self.trainers, self.linear1(x), strict=True)]
+
+    @torch.no_grad()
+    def begins_as_alone(self) -> bool:
+        """Whether a network begun by `linear1` ends as by its own forward; a line says if not."""
+        network = self.trainers[0].network.eval()
+        inputs = network.linear1.in_features
+        x = torch.linspace(-0.5, 0.5, 2 * inputs, device=self.device).view(2, -1)
+        found = logits_of(network.after_linear1, self.linear1(x)[0], self.precision)
+        off = 0.05 if self.precision == "bf16" else 1e-3
+        if torch.allclose(found, logits_of(network, x, self.precision), off, off, equal_nan=True):
+            return True
+        say_one_by_one()
+        return False
 
     def linear1(self, x: Tensor) -> tuple[Tensor, ...]:
         """The first layer of each network."""

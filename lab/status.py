@@ -57,8 +57,8 @@ class Entry(NamedTuple):
     @property
     def reason(self) -> str:
         """Why it failed."""
-        failure = self.run.failure if self.state == "failed" else None
-        return one_line(str((failure or {}).get("reason", "")))
+        failure = self.run.failure or {}
+        return one_line(str(failure.get("reason", ""))) if self.state == "failed" else ""
 
 
 def seconds_left(entries: list[Entry]) -> float | None:

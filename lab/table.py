@@ -30,10 +30,6 @@ def fitting(texts: Sequence[str], room: int) -> str:
     return next((text for text in texts if len(text) <= room), "")
 
 
-def plural(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
 def print_table(titles: Sequence[str], rows: Iterable[tuple[str, Sequence[str], str]],
                 drop: Sequence[str] = ()) -> None:
     """Rows of a name, cells and a note; a row may lack its cells.

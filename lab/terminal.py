@@ -82,16 +82,12 @@ def load_afresh() -> None:
     for name in loaded:
         del sys.modules[name]
     held = []
-    try:
+    with contextlib.suppress(ImportError, ValueError):  # told where needed; not the main thread
         before = signal.signal(signal.SIGINT, lambda *_: held.append(True))
-    except ValueError:
-        return  # not the main thread, which alone gets Ctrl-C
-    try:  # an interrupted import of torch fails for the rest of the session
-        importlib.import_module("fast.machine")
-    except ImportError:
-        pass  # told where it is needed
-    finally:
-        signal.signal(signal.SIGINT, before)
+        try:  # an interrupted import of torch fails for the rest of the session
+            importlib.import_module("fast.machine")
+        finally:
+            signal.signal(signal.SIGINT, before)
     if held:
         raise KeyboardInterrupt
 

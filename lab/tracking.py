@@ -26,8 +26,8 @@ from collections.abc import Callable
 from functools import partialmethod
 from pathlib import Path
 
-from lab.options import Parser
-from store.files import UserError, one_line, read_file, write_file
+from lab.options import FILE, Parser
+from store.files import UserError, one_line, plural, read_file, write_file
 from store.run import COLUMNS, RunFolder
 from store.settings import SETTINGS, may_be_none
 
@@ -98,23 +98,21 @@ class WeightsAndBiases:
     package = "wandb"
 
     def __init__(self, folder: Path, config: dict, rows: list[dict]):
-        quiet = {"SILENT": "true", "CONSOLE": "off", "DISABLE_GIT": "true", "DISABLE_CODE": "true",
-                 "ERROR_REPORTING": "false"}
-        for variable, value in quiet.items():
-            os.environ.setdefault(f"WANDB_{variable}", value)
+        for variable in ("SILENT=true", "CONSOLE=off", "DISABLE_GIT=true", "DISABLE_CODE=true",
+                         "ERROR_REPORTING=false", f"PROJECT={PROJECT}"):
+            os.environ.setdefault(*f"WANDB_{variable}".split("="))
         import wandb
 
         if (folder / "wandb").is_symlink():
             raise UserError(f"{folder / 'wandb'} is a link, and nothing here follows links")
         for old in (folder / "wandb").glob("offline-run-*"):
             shutil.rmtree(old)
-        os.environ.setdefault("WANDB_PROJECT", PROJECT)
         options = {"name": folder.name, "group": config["network"], "dir": folder,
                    "id": run_id(folder / "wandb" / "id"), "resume": "allow",
                    "config": {key: config.get(key) for key in SETTINGS}}
         try:
-            patience = wandb.Settings(init_timeout=PATIENCE)
-            self.run = wandb.init(mode=wandb_mode(), settings=patience, **options)
+            self.run = wandb.init(mode=wandb_mode(), **options,
+                                  settings=wandb.Settings(init_timeout=PATIENCE))
         except wandb.errors.CommError as error:
             print(one_line(f"Weights & Biases cannot be reached, so it goes on offline ({error})"),
                   file=sys.stderr)
@@ -139,14 +137,13 @@ class WeightsAndBiases:
 def wandb_mode() -> str:
     """Offline where there is no API key: W&B would ask for one and wait."""
     if given := os.environ.get("WANDB_MODE"):
-        if given not in WANDB_MODES:
-            raise UserError(f"WANDB_MODE is {given!r}, which must be one of "
-                            f"{', '.join(WANDB_MODES)}")
-        return given
-    known = bool(os.environ.get("WANDB_API_KEY"))
+        if given in WANDB_MODES:
+            return given
+        raise UserError(f"WANDB_MODE is {given!r}; it must be one of {', '.join(WANDB_MODES)}")
+    key = os.environ.get("WANDB_API_KEY")
     with contextlib.suppress(OSError, netrc.NetrcParseError):  # where `wandb login` puts it
-        known = known or netrc.netrc().authenticators("api.wandb.ai") is not None
-    return "online" if known else "offline"
+        key = key or netrc.netrc().authenticators("api.wandb.ai")
+    return "online" if key else "offline"
 
 
 def run_id(path: Path) -> str:
@@ -228,7 +225,7 @@ def export(folder: RunFolder, tools: list[type]) -> bool:
 
 def main() -> int:
     parser = Parser(description=__doc__)
-    parser.add_argument("runs_dir", type=Path, metavar="RUNS_DIR",
+    parser.add_argument("runs_dir", type=FILE, metavar="RUNS_DIR",
                         help="the folder that --runs_dir named, or one within")
     parser.add_argument("--tensorboard", action="store_true",
                         help="write TensorBoard's event files")
@@ -247,7 +244,7 @@ def main() -> int:
     except UserError as error:
         print(f"{sys.argv[0]}: error: {error}", file=sys.stderr)
         return 2
-    print(f"{len(folders) - len(left)} of {len(folders)} runs exported")
+    print(f"{len(folders) - len(left)} of {plural(len(folders), 'run')} exported")
     for name in left:
         print(f"not {name}: it is being trained, or what is above went wrong")
     return 1 if left else 0

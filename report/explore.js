@@ -8,10 +8,8 @@ const CIVIDIS = ["#00224e", "#434e6c", "#7d7c78", "#bcae6c", "#fee838"];
 const SYMBOLS = { "": "", circle: "●", square: "■", "triangle-up": "▲", diamond: "◆",
                   "triangle-down": "▼", star: "★", "triangle-right": "▶", hexagon: "⬢" };
 const MEANING = { epochs: "epochs trained", seconds: "seconds of training",
-                  best_epoch: "epoch of the best validation accuracy" };
-for (const key of results)
-  MEANING[key] = words(key) + ({ val_acc: ", best epoch", val_loss: ", lowest" }[key]
-    ?? " at the best validation accuracy");
+                  best_epoch: "epoch of the best validation accuracy",
+                  val_acc: "validation accuracy, best epoch", val_loss: "validation loss, lowest" };
 const SHORT = { learning_rate: "lr", batch_size: "batch", drop_rate: "drop", network: "", data: "",
                 hidden_size: "hidden", dropout_type: "dropout", precision: "", schedule: "" };
 
@@ -28,11 +26,6 @@ function choose(changes) {
 
 function at(id) { return document.getElementById(id); }
 
-function words(key) {
-  return key.replaceAll("_", " ").replace(/\bval\b/, "validation")
-    .replace(/\btrain\b/, "training").replace(/\bacc\b/, "accuracy");
-}
-
 function element(tag, properties = {}, ...children) {
   const made = Object.assign(document.createElement(tag), properties);
   made.append(...children);
@@ -40,7 +33,12 @@ function element(tag, properties = {}, ...children) {
 }
 
 const unique = values => [...new Set(values)];
+const parted = (list, test) => [list.filter(test), list.filter(item => !test(item))];
 const show = value => value === true ? "yes" : value === false ? "no" : String(value ?? "–");
+const words = key => key.replaceAll("_", " ").replace(/\bval\b/, "validation")
+  .replace(/\btrain\b/, "training").replace(/\bacc\b/, "accuracy");
+const meaning = key => MEANING[key]
+  ?? (results.includes(key) ? `${words(key)} at the best validation accuracy` : "");
 const markup = text => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;");  // for plotly
 const css = name => getComputedStyle(document.documentElement).getPropertyValue(name);
 const dark = matchMedia("(prefers-color-scheme: dark)");
@@ -50,7 +48,6 @@ const compare = (a, b) => typeof a === "number" && typeof b === "number" ? a - b
 const valuesOf = (list, key) =>
   unique(list.map(run => run[key])).filter(value => value !== null).sort(compare);
 const varying = settings.filter(key => valuesOf(runs, key).length > 1);
-const parted = (list, test) => [list.filter(test), list.filter(item => !test(item))];
 
 function statistics(values) {
   const numbers = values.filter(value => typeof value === "number"), n = numbers.length;
@@ -59,9 +56,7 @@ function statistics(values) {
   return { n, mean: n ? mean : null, sd: n > 1 ? Math.sqrt(squares / (n - 1)) : 0 };
 }
 const most = runs => Math.max(...runs.map(run => run.epochs));
-// Seeds that are behind wait: a mean over unequal numbers of epochs says nothing.
-const ahead = ({ runs }) => runs.filter(run => run.epochs === most(runs));
-const result = (group, key) => statistics(ahead(group).map(run => run[key]));
+const result = (group, key) => statistics(group.ahead.map(run => run[key]));
 
 function number(key, { n, mean, sd }) {
   if (!n) return "–";
@@ -84,40 +79,40 @@ const label = group => describe(group, shownKeys()) || group.runs[0].name;
 const passes = (run, except) => Object.entries(choice.filters).every(
   ([key, wanted]) => key === except || !wanted.size || wanted.has(show(run[key])));
 
-function grouped(list) {  // browsers of 2023 have no Map.groupBy
+// Runs that differ in their seed alone. Those that are behind wait: a mean over unequal numbers of
+// epochs says nothing. Browsers of 2023 have no Map.groupBy.
+function grouped(list) {
   const groups = new Map();
   for (const run of list) {
     const key = choice.single ? `${run.group}/${run.name}` : run.group;
-    if (!groups.has(key)) groups.set(key, { key, runs: [] });
-    groups.get(key).runs.push(run);
+    groups.set(key, [...groups.get(key) ?? [], run]);
   }
-  return [...groups.values()];
+  return [...groups].map(([key, runs]) => (
+    { key, runs, ahead: runs.filter(run => run.epochs === most(runs)) }));
 }
 
 function sorted(groups) {
   const { sort, descending } = choice;
   const value = group => settings.includes(sort) ? valuesOf(group.runs, sort)[0] ?? null
-    : sort === "seeds" ? ahead(group).length : result(group, sort).mean;
+    : sort === "seeds" ? group.ahead.length : result(group, sort).mean;
   return groups.map(group => [value(group), group]).sort(([a], [b]) =>
     a === null || b === null ? (a === null) - (b === null)  // those without a value come last
       : descending ? compare(b, a) : compare(a, b)).map(([, group]) => group);
 }
 
 function drawFilters() {
+  const button = (key, value, wanted, count) => element("button", {
+    name: `${key}=${value}`, title: `${count} runs`, ariaPressed: wanted.has(value),
+    disabled: !count && !wanted.has(value),
+    onclick() {
+      if (!wanted.delete(value)) wanted.add(value);
+      draw();
+    } }, value);
   at("filters").replaceChildren(...varying.map(key => {
-    const wanted = choice.filters[key] ??= new Set();
-    const others = runs.filter(run => passes(run, key));
-    return element("fieldset", {}, element("legend", {}, words(key)),
-      ...valuesOf(runs, key).map(show).map(value => {
-        const count = others.filter(run => show(run[key]) === value).length;
-        return element("button", {
-          name: `${key}=${value}`, title: `${count} runs`, ariaPressed: wanted.has(value),
-          disabled: !count && !wanted.has(value),
-          onclick() {
-            if (!wanted.delete(value)) wanted.add(value);
-            draw();
-          } }, value);
-      }));
+    const wanted = choice.filters[key] ??= new Set(), values = valuesOf(runs, key).map(show);
+    const others = runs.filter(run => passes(run, key)).map(run => show(run[key]));
+    return element("fieldset", {}, element("legend", {}, words(key)), ...values.map(value =>
+      button(key, value, wanted, others.filter(other => other === value).length)));
   }));
 }
 
@@ -143,25 +138,23 @@ function stylesOf(groups) {
   }));
 }
 
-function points(group) {
-  const lines = group.runs.map(run => run.curves[choice.measure]);
-  return Array.from({ length: most(group.runs) }, (_, i) => (
-    { epoch: i + 1, ...statistics(lines.map(line => line[i])) }));
-}
+const points = group => Array.from({ length: most(group.runs) }, (_, i) => (
+  { epoch: i + 1, ...statistics(group.runs.map(run => run.curves[choice.measure][i])) }));
+const line = (points, height = point => point.mean) => (
+  { x: points.map(point => point.epoch), y: points.map(height), hoverinfo: "skip" });
 
-function lineAndBand(group, { color, dash, symbol }, name) {
-  const line = points(group).filter(point => point.n), band = line.filter(point => point.n > 1);
-  const common = { name: markup(name), legendgroup: group.key }, back = [...band].reverse();
+function curveAndBand(group, { color, dash, symbol }, name) {
+  const known = points(group).filter(point => point.n), band = known.filter(point => point.n > 1);
+  const common = { name: markup(name), legendgroup: group.key };
+  const above = line(band, point => point.mean + point.sd);
+  const below = line([...band].reverse(), point => point.mean - point.sd);
   return [
-    { ...common, x: [...band, ...back].map(point => point.epoch),
-      y: [...band.map(point => point.mean + point.sd), ...back.map(point => point.mean - point.sd)],
-      mode: "none", fill: "toself", fillcolor: color, opacity: .18,
-      hoverinfo: "skip", showlegend: false },
-    { ...common, x: line.map(point => point.epoch), y: line.map(point => point.mean),
-      mode: line.length < 2 ? "markers" : symbol ? "lines+markers" : "lines",
+    { ...common, x: [...above.x, ...below.x], y: [...above.y, ...below.y], hoverinfo: "skip",
+      mode: "none", fill: "toself", fillcolor: color, opacity: .18, showlegend: false },
+    { ...common, ...line(known), hoverinfo: "all", cliponaxis: false,
+      mode: known.length < 2 ? "markers" : symbol ? "lines+markers" : "lines",
       line: { color, dash, width: 2 }, marker: { color, symbol, size: 8, maxdisplayed: 9 },
-      cliponaxis: false,
-      text: line.map(point => number("", point) + (point.n > 1 ? `, n = ${point.n}` : "")),
+      text: known.map(point => number("", point) + (point.n > 1 ? `, n = ${point.n}` : "")),
       hovertemplate: "%{fullData.name}<br>epoch %{x}: %{text}<extra></extra>" }];
 }
 
@@ -170,29 +163,29 @@ function drawCurves(shown, best, styles) {
   const longest = most(best.flatMap(group => group.runs));
   const [differing, common] = parted(
     shownKeys(), key => unique(best.map(group => group.runs[0][key])).length > 1);
-  const coloured = best.flatMap(group => lineAndBand(
+  const coloured = best.flatMap(group => curveAndBand(
     group, styles.get(group.key), describe(group, differing) || label(group)));
-  const others = rest.flatMap(group => [...points(group), { epoch: null, mean: null }]);
-  const faint = { x: others.map(point => point.epoch), y: others.map(point => point.mean),
-                  mode: "lines", line: { color: "rgba(128, 128, 128, .25)", width: 1 },
-                  hoverinfo: "skip", showlegend: false };
+  const grey = { ...line(rest.flatMap(group => [...points(group), { epoch: null, mean: null }])),
+                 mode: "lines", line: { color: "rgba(128, 128, 128, .25)", width: 1 },
+                 showlegend: false };
   const heights = coloured.flatMap(trace => trace.y), low = Math.min(...heights);
   const high = Math.max(...heights), pad = (high - low) * .06 || .01;
-  plot("curves", [faint, ...coloured], {
+  plot("curves", [grey, ...coloured], {
     xaxis: { title: { text: "epoch" }, range: longest > 1 ? [1, longest] : [.5, 1.5],
              ...(longest < 10 && { dtick: 1 }) },
     yaxis: { title: { text: words(choice.measure) },
              range: heights.length ? [low - pad, high + pad] : [0, 1] },
-    legend: at("curves").clientWidth < 850 ? { orientation: "h", y: 1, yanchor: "bottom" }
-      : { tracegroupgap: 3 } });
-  at("curves-note").textContent = !best.length ? "No run with these values." :
-    `In colour: the ${shown.length === 1 ? "only row"
-      : best.length < Math.min(COLOURED, shown.length) ? "ticked rows"
-      : `first ${best.length} rows`} of the table` +
-    (choice.single ? "" : ", means over seeds; a band is ± one standard deviation") +
-    (best.length > 1 && common.length ? `; all of them: ${describe(best[0], common)}` : "") +
-    (rest.length ? `. In grey: the other ${rest.length}.` : ".");
+    legend: at("curves").clientWidth < 850 ? { orientation: "h", y: 1, yanchor: "bottom" } : {} });
+  const ticked = best.length === 2 && best.every(group => choice.pair.includes(group.key));
+  at("curves-note").textContent = !best.length ? "No run with these values." : [
+    "In colour: the ", shown.length === 1 ? "only row" : ticked ? "ticked rows"
+      : `first ${best.length} rows`, " of the table",
+    choice.single ? "" : ", means over seeds; a band is ± one standard deviation",
+    best.length > 1 && common.length ? `; all of them: ${describe(best[0], common)}` : "",
+    rest.length ? `. In grey: the other ${rest.length}.` : "."].join("");
 }
+
+const measures = () => unique([choice.measure, `test_${choice.measure.split("_")[1]}`]);
 
 // A setting's values stand evenly spaced on its axis.
 function axes() {
@@ -200,12 +193,10 @@ function axes() {
   return [...keys.map(key => {
     const levels = unique(runs.map(run => run[key])).sort(compare);
     const ticks = [...levels.keys()].filter(i => i % Math.ceil(levels.length / 14) === 0);
-    return { key, value: group => levels.indexOf(group.runs[0][key]),
-             range: [-.2, levels.length - .8],
-             tickvals: ticks, ticktext: ticks.map(i => markup(show(levels[i]))) };
+    return { key, value: group => levels.indexOf(group.runs[0][key]), tickvals: ticks,
+             range: [-.2, levels.length - .8], ticktext: ticks.map(i => markup(show(levels[i]))) };
   }), ...measures().map(key => ({ key, value: group => result(group, key).mean }))];
 }
-const measures = () => unique([choice.measure, `test_${choice.measure.split("_")[1]}`]);
 
 function inside(group, { key, value }) {
   const ends = choice.brushes[key]?.flat() ?? [];  // one range, or a list of them
@@ -242,30 +233,23 @@ function drawParallel(groups, used) {
 function drawShares() {
   const shares = grid => Object.entries(grid.shares[choice.measure]);
   const list = grids.filter(grid => shares(grid).length);
-  at("shares").hidden = !list.length;
-  at("shares-note").textContent = !list.length
-    ? "This takes a full grid: all combinations of two values or more of two settings."
-    : `Shares of the variance of ${MEANING[choice.measure]}, over the largest full grid of a ` +
-      "network; filters change nothing here." + (list.some(grid => grid.seeds === 1)
-      ? " With one seed the interaction of all settings holds chance too." : "");
-  if (!list.length) return;
   const longest = Math.max(...list.flatMap(shares).map(([, share]) => share));
+  at("shares").hidden = !list.length;
   plot("shares", list.map(grid => ({
     type: "bar", orientation: "h", name: markup(grid.title), marker: { color: grid.color },
     y: shares(grid).map(([effect]) => words(effect)), x: shares(grid).map(([, share]) => share),
     text: shares(grid).map(([, share]) => `${(100 * share).toFixed(1)} %`),
     textposition: "outside", cliponaxis: false, hovertemplate: "%{y}: %{text}<extra></extra>" })),
-  { xaxis: { tickformat: ".0%", range: [0, 1.15 * longest] }, showlegend: true,
+  { xaxis: { title: { text: `share of the variance of ${meaning(choice.measure)}` },
+             tickformat: ".0%", range: [0, 1.15 * longest] }, showlegend: true,
     yaxis: { autorange: "reversed", automargin: true }, legend: { orientation: "h", y: 1.12 } });
 }
 
 // Table
 
-function swatch({ color, dash, symbol }) {
-  return element("span", { className: "swatch", innerHTML: `<svg>
-    <path d="M0 6H48" stroke="${color}" stroke-dasharray="${dash}"/>
-    <text x="24" y="10" fill="${color}">${SYMBOLS[symbol]}</text></svg>` });
-}
+const swatch = ({ color, dash, symbol }) => element("span", { className: "swatch", innerHTML: `<svg>
+  <path d="M0 6H48" stroke="${color}" stroke-dasharray="${dash}"/>
+  <text x="24" y="10" fill="${color}">${SYMBOLS[symbol]}</text></svg>` });
 
 function drawTable(shown, best, styles) {
   const differing = shownKeys().filter(key => shown.length < 2
@@ -273,21 +257,20 @@ function drawTable(shown, best, styles) {
   const columns = unique([...measures(), ...differing, ...(choice.single ? [] : ["seeds"]),
                           "epochs", ...(varying.includes("state") ? ["state"] : []),
                           "test_acc", "test_loss", ...results, "best_epoch", "seconds"]);
-  const heading = key => element(
-    "th", { title: MEANING[key] ?? "", ariaSort: key !== choice.sort ? "none"
-      : choice.descending ? "descending" : "ascending" },
-    element("button", { name: key, onclick: () => choose({ sort: key,
-      descending: key === choice.sort ? !choice.descending
-        : !settings.includes(key) && !isLoss(key) }) }, words(key)));
+  const heading = key => {
+    const sorts = key === choice.sort, direction = choice.descending ? "descending" : "ascending";
+    const first = !settings.includes(key) && !isLoss(key);  // descending
+    return element("th", { title: meaning(key), ariaSort: sorts ? direction : "none" },
+      element("button", { name: key, onclick: () => choose(
+        { sort: key, descending: sorts ? !choice.descending : first }) }, words(key)));
+  };
   const row = group => {
+    const chosen = choice.pair.includes(group.key);
+    const others = choice.pair.filter(key => key !== group.key);
     const box = element("input", {
-      type: "checkbox", name: group.key, checked: choice.pair.includes(group.key),
-      ariaLabel: `compare ${label(group)}`,
-      onchange() {
-        const others = choice.pair.filter(key => key !== group.key);
-        choose({ pair: box.checked ? [...others, group.key].slice(-2) : others });
-      } });
-    return element("tr", { className: box.checked ? "chosen" : "", title: group.runs[0].name },
+      type: "checkbox", name: group.key, checked: chosen, ariaLabel: `compare ${label(group)}`,
+      onchange: () => choose({ pair: chosen ? others : [...others, group.key].slice(-2) }) });
+    return element("tr", { className: chosen ? "chosen" : "", title: group.runs[0].name },
       element("td", {}, box, best.includes(group) ? swatch(styles.get(group.key)) : ""),
       ...columns.map(key => cell(group, key)));
   };
@@ -300,55 +283,49 @@ function drawTable(shown, best, styles) {
 }
 
 function text(group, key) {
-  const [all, done] = [group.runs.length, most(group.runs)].map(String);
-  if (key === "seeds") return all > ahead(group).length ? `${ahead(group).length} of ${all}` : all;
-  if (key !== "epochs") return settings.includes(key)
-    ? valuesOf(group.runs, key).map(show).join(", ") || "–" : number(key, result(group, key));
-  const asked = valuesOf(ahead(group), "num_epochs").join(", ");
-  return done === asked || !asked ? done : `${done} of ${asked}`;
+  const of = (part, whole) => part === whole || !whole ? String(part) : `${part} of ${whole}`;
+  return key === "seeds" ? of(group.ahead.length, group.runs.length)
+    : key === "epochs" ? of(most(group.runs), valuesOf(group.ahead, "num_epochs").pop())
+    : settings.includes(key) ? valuesOf(group.runs, key).map(show).join(", ") || "–"
+    : number(key, result(group, key));
 }
 
 function cell(group, key) {
   const failures = key === "state" ? valuesOf(group.runs, "failure").join("; ") : "";
-  const told = !(key in usual) || group.runs[0][key] !== usual[key];
-  return element("td", { className: failures ? "bad" : told ? "" : "usual", title: failures },
+  const plain = key in usual && group.runs[0][key] === usual[key];
+  return element("td", { className: failures ? "bad" : plain ? "usual" : "", title: failures },
                  text(group, key));
 }
 
 function drawPair(pair) {
-  if (pair.length < 2) {
-    const hidden = choice.pair.length - pair.length;
-    at("pair").replaceChildren(element("p", {}, hidden === 2 ? "The ticked rows are filtered out."
-      : hidden ? "A ticked row is filtered out."
+  const hidden = choice.pair.length - pair.length;
+  if (pair.length < 2) return at("pair").replaceChildren(element("p", {},
+    hidden === 2 ? "The ticked rows are filtered out." : hidden ? "A ticked row is filtered out."
       : `Tick ${pair.length ? "one more row" : "two rows"} in the table.`));
-    return;
-  }
-  const row = (texts, tag = "td") => element(
-    "tr", {}, ...texts.map(part => element(tag, {}, part)));
-  const machine = unique(pair.flatMap(group => group.runs).flatMap(
-    run => Object.keys(run.machine)));
-  const facts = [["run", ...pair.map(group => group.runs.map(run => run.name).join(", "))],
-    ...settings.map(key => [words(key), ...pair.map(group => text(group, key))]),
-    ...machine.map(key => [key, ...pair.map(group => unique(
-      group.runs.map(run => show(run.machine[key]))).join(", "))])];
+  const table = (...rows) => element("table", {}, ...rows.map(texts => element(
+    "tr", {}, ...texts.map(text => element("td", {}, text)))));
+  const both = (key, of) => [key, ...pair.map(group => unique(group.runs.map(of)).join(", "))];
+  const machine = unique(pair.flatMap(group => group.runs.flatMap(
+    run => Object.keys(run.machine))));
+  const [differing, same] = parted(
+    [both("run", run => run.name), ...settings.map(key => both(words(key), run => show(run[key]))),
+     ...machine.map(key => both(key, run => show(run.machine[key])))], ([, a, b]) => a !== b);
   const measured = ["epochs", "best_epoch", ...results, "seconds"].map(key => {
-    const [a, b] = pair.map(group => result(group, key));
-    const difference = a.n && b.n ? number(key, { n: 1, mean: b.mean - a.mean }) : "–";
-    return [MEANING[key], ...pair.map(group => text(group, key)),
+    const [a, b] = pair.map(group => result(group, key)), known = a.n && b.n;
+    const difference = known ? number(key, { n: 1, mean: b.mean - a.mean }) : "–";
+    return [meaning(key), ...pair.map(group => text(group, key)),
             (difference > 0 ? "+" : "") + difference.replace("-", "−")];
   });
-  const [differing, same] = parted(facts, ([, a, b]) => a !== b);
   at("pair").replaceChildren(
-    element("table", {}, row(["", ...pair.map(label), "difference (right − left)"], "th"),
-            ...[...differing, ...measured].map(texts => row(texts))),
+    table(["", ...pair.map(label), "difference (right − left)"], ...differing, ...measured),
     element("details", {}, element("summary", {}, `${same.length} that both share`),
-            element("table", {}, ...same.map(([key, value]) => row([key, value])))));
+            table(...same.map(row => row.slice(0, 2)))));
 }
 
 // All of it
 
-let drawPlots = () => {}, parallelNow, later;
-const inView = new IntersectionObserver(([entry]) => entry.isIntersecting && parallelNow());
+let drawPlots, drawParallelNow;
+const inView = new IntersectionObserver(([entry]) => entry.isIntersecting && drawParallelNow());
 
 function draw(parallel = true) {
   const groups = grouped(runs.filter(run => passes(run))), used = axes();
@@ -365,12 +342,10 @@ function draw(parallel = true) {
   document.getElementsByName(focus)[0]?.focus({ preventScroll: true });
   drawPlots = () => {
     drawCurves(shown, best, styles);
-    cancelAnimationFrame(later);
-    later = requestAnimationFrame(() => setTimeout(drawShares));
-    if (!parallel) return;
+    drawShares();
     inView.disconnect();
-    inView.observe(at("parallel"));  // takes longest, so it waits to be in view
-    parallelNow = () => {
+    if (parallel) inView.observe(at("parallel"));  // takes longest, so it waits to be in view
+    drawParallelNow = () => {
       inView.disconnect();
       drawParallel(groups, used);
     };
@@ -380,7 +355,7 @@ function draw(parallel = true) {
 
 addEventListener("beforeprint", () => {
   choose({ allRows: true });
-  parallelNow();
+  drawParallelNow();
 });
 dark.addEventListener("change", () => draw());
 at("measure").append(...results.map(key => new Option(words(key), key)));

@@ -12,7 +12,7 @@ from report.drawing import DASHES, HUES, OF_NETWORK
 from report.results import data_name
 from report.studies import Source, summary
 from report.variance import grids, shares
-from store.files import UserError, as_csv, make_folder, write_file
+from store.files import UserError, as_csv, make_folder, plural, write_file
 from store.run import COLUMNS, Run
 from store.settings import SETTINGS
 
@@ -22,7 +22,7 @@ RESULTS = ("val_acc", "val_loss", "test_acc", "test_loss", "train_acc", "train_l
 FLAT = ("name", *SETTINGS, "data", "device", "state", "epochs", "best_epoch", *RESULTS,
         *(f"last_{key}" for key in CURVES), "seconds", "failure")
 MORE_HUES = ("#c98a00", "#009e73", "#aa4499", "#888888", "#a0522d", "#e07ba8", "#8a8a00", "#5a5ad0")
-LONGEST = 300  # characters of a text on the page, which may be of a stranger's run
+LONGEST, WIDEST = 300, 40  # letters on the page of any text and of a setting, if a stranger's
 
 
 def flat(run: Run) -> dict:
@@ -63,22 +63,14 @@ def write_page(source: Source, path: Path) -> str:
     except ImportError as error:
         raise UserError("argument --explore: plotly is not installed; "
                         "pip install plotly, or pip install -r requirements-extra.txt") from error
-    parts = {"data": as_json(page_data(source)), "plotly": unwrapped(get_plotlyjs()),
+    parts = {"data": as_json(page_data(source)), "plotly": get_plotlyjs(),
              "code": TEMPLATE.with_suffix(".js").read_text(encoding="utf-8")}
     page = re.sub(r"/\* (\w+) \*/", lambda match: parts[match[1]],
                   TEMPLATE.read_text(encoding="utf-8")).encode()
     make_folder(path.absolute().parent)
     write_file(path, page)
-    return f"{len(source.records)} runs in {path}, {len(page) / 1e6:.1f} MB; open it in a browser"
-
-
-def unwrapped(code: str) -> str:
-    """plotly.js without the function for module loaders around it, if there is one.
-
-    A browser reads a function twice before it runs, and this one has 4.8 MB: 0.4 s of 1.1.
-    """
-    return re.sub(r"\(\s*function\(root, factory\).*?\(\) => \{\n(.*)\nreturn Plotly;\n\}\)\);\s*$",
-                  lambda match: match[1], code, flags=re.DOTALL)
+    count = plural(len(source.records), "run")
+    return f"{count} in {path}, {len(page) / 1e6:.1f} MB; open it in a browser"
 
 
 def page_data(source: Source) -> dict:
@@ -109,14 +101,14 @@ def page_row(run: Run) -> dict:
 
 
 def shortened(row: dict) -> dict:
-    return {key[:LONGEST]: value[:LONGEST] if isinstance(value, str) else value
-            for key, value in row.items()}
+    return {key[:LONGEST]: value[:WIDEST if key in (*SETTINGS, "data") else LONGEST]
+            if isinstance(value, str) else value for key, value in row.items()}
 
 
 def leaves(name: str, value):
     """The entries of a configuration, under names with dots."""
     if isinstance(value, dict):
-        for key, part in value.items():
+        for key, part in value.items() if name.count(".") < 9 else ():
             yield from leaves(f"{name}.{key}" if name else key, part)
     else:
         yield name, ", ".join(map(str, value)) if isinstance(value, list) else value

@@ -68,20 +68,25 @@ def seconds(run: Run) -> float:
 
 
 def version(run: Run) -> str:
-    """The code that made it, by the hash of its sources; '' for runs of before it was noted."""
-    return str(run.config.get("code", {}).get("hash", ""))
+    """The code that made it, by the hash of its sources; '' for runs of before it was noted.
+
+    Where several versions made a run, all of them."""
+    return " and ".join(run.codes)
 
 
 def read_runs(folder: Path) -> list[Run]:
     """The runs in a RUNS_DIR, finished or not. Names on stderr those that cannot be read."""
-    runs, unreadable = [], []
+    runs, copies, unreadable = [], [], []
     for path in (path for n in NETWORKS for path in sorted((folder / n).glob("*_seed*"))):
         try:
-            runs.append(checked(replace(RunFolder(path).read(), worker="")))
+            run = checked(replace(RunFolder(path).read(), worker=""))
+            (copies if run.is_copy else runs).append(run)
         except (OSError, ValueError):
             if is_there(path / "config.json"):
                 unreadable.append(f"{path.parent.name}/{path.name}")
     _leave_out(unreadable, folder, "cannot be read")
+    _leave_out([f"{run.network}/{run.name}" for run in copies], folder,
+               "are copies, as their config.json says,")
     return runs
 
 

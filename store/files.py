@@ -117,16 +117,19 @@ def is_whole(data: bytes) -> bool:
     """Whether bytes of torch.save are as they were written: by their digest, or, where PyTorch
     alone or an older version wrote them, by the archive's own sums."""
     body, seal, digest = data[:-LENGTH], data[-LENGTH:-64], data[-64:]
-    if seal == SEAL:
-        return hashlib.sha256(body).hexdigest().encode() == digest
+    has_digest = seal == SEAL
+    if not has_digest:
+        body = data
+    elif hashlib.sha256(body).hexdigest().encode() != digest:
+        return False
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        with zipfile.ZipFile(io.BytesIO(body)) as archive:
             parts = archive.infolist()
             # torch.save packs nothing, marks nothing as a folder, and ends with the directory
             plain = all(part.file_size == part.compress_size and not part.external_attr
-                        for part in parts) and data[-22:-18] == b"PK\5\6"
-            small = sum(part.file_size for part in parts) <= len(data)
-            return plain and small and archive.testzip() is None
+                        for part in parts) and body[-22:-18] == b"PK\5\6"
+            small = sum(part.file_size for part in parts) <= len(body)
+            return plain and small and (has_digest or archive.testzip() is None)
     except Exception:  # zipfile raises many kinds on damaged input; each one means damaged
         return False
 

@@ -14,7 +14,7 @@ A run is the folder `runs/<mlp|cnn>/<name>/` with
     lock            held, and present, while a process trains the run
 
 `checkpoint.pt` is the truth. `metrics.csv` and `best.pt` are written from it, after it, so a
-process may be killed at any moment: the next one takes up the checkpoint and writes them again.
+process may be killed at any moment: the next one resumes from the checkpoint and writes them again.
 
 `RunFolder` holds, writes and reads such a folder; `Run` is what is known of a run, read from a
 folder or from results/. Neither knows a network or imports torch: a thousand runs are read in no
@@ -55,7 +55,7 @@ RESULT = ("epochs", "best_epoch", "val_loss", "val_acc", "test_loss", "test_acc"
 CHECKPOINTS = ("checkpoint.pt", "checkpoint.previous.pt")
 FILES = ("config.json", "metrics.csv", "best.pt", "predictions.npz", "result.json", "failed.json",
          *CHECKPOINTS)
-ORIGIN = ("code", "versions", "device", "processor", "threads", "arithmetic")  # of config.json
+ORIGIN = ("code", "versions", "device", "processor", "threads", "arithmetic", "fast")  # in config
 MAX_METRICS = 2 ** 24  # bytes: 200,000 epochs
 STATES = ("finished", "running", "interrupted", "failed", "missing")
 
@@ -136,7 +136,9 @@ class Run:
     def data(self) -> dict:
         """What data it learned from, as config.json tells."""
         data = self.config.get("data")
-        return data if isinstance(data, dict) else {}
+        data = data if isinstance(data, dict) else {}
+        return {key: value for key, value in data.items()
+                if key != "folder" or isinstance(value, str)}
 
     @property
     def fingerprint(self) -> str:
@@ -217,16 +219,20 @@ class RunFolder:
                 rows.append(metrics_row(row))
         return rows
 
-    def wants_views(self) -> bool:
-        """Whether metrics.csv or best.pt of a finished run are lost, and a checkpoint has them."""
+    @cached_property  # a command tries it once
+    def lost_views(self) -> bool:
+        """Whether metrics.csv or best.pt is not as it was written, and a checkpoint has both."""
         if not self.has_checkpoint():
             return False
+        metrics, best = self.folder / "metrics.csv", self.folder / "best.pt"
         try:
-            written = read_file(self.folder / "metrics.csv", MAX_METRICS, links=False)
-        except (OSError, ValueError):
+            written = read_file(metrics, MAX_METRICS, links=False)
+            return (written != as_csv(COLUMNS, self.metrics())
+                    or not is_whole(read_file(best, links=False)))
+        except ValueError:
+            return not (metrics.is_file() and best.is_file())  # they are too large to be compared
+        except OSError:
             return True
-        lost = written != as_csv(COLUMNS, self.metrics())
-        return lost or not (self.folder / "best.pt").exists()
 
     def link(self) -> Path | None:
         """A link in the place of one of its files: it may lead anywhere."""
@@ -281,6 +287,7 @@ class RunFolder:
 
     def save_views(self, rows: list[dict], best: dict[str, bytes]) -> None:
         """metrics.csv and the best epoch's files, which say what the checkpoint holds."""
+        self.lost_views = False
         write_file(self.folder / "metrics.csv", as_csv(COLUMNS, rows))
         for name, content in best.items():
             write_file(self.folder / name, content)

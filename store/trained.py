@@ -70,13 +70,16 @@ def read_best(folder: RunFolder, blank: nn.Module, identity: dict) -> dict:
             refuse_unlike(best["network"], blank.state_dict())
             if "identity" in best and without_defaults(best["identity"]) != identity:
                 raise ValueError("it is of another run")
+            if not all(value.isfinite().all() for value in best["network"].values()):
+                raise ValueError("it holds weights that are not finite")
             return best
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); a run has it after its first "
                         "epoch") from error
     except ValueError as error:
-        raise UserError(f"{path} is damaged, or not the network of its config.json ({error}); run "
-                        "the same training command again, which rewrites it") from error
+        raise UserError(f"{path} is damaged, or not the network of its config.json ({error}); "
+                        "delete it and run the same training command again, which writes "
+                        "it") from error
 
 
 def restore(trained: Trained, build: Build, device: torch.device) -> nn.Module:
@@ -88,13 +91,13 @@ def restore(trained: Trained, build: Build, device: torch.device) -> nn.Module:
 
 @torch.no_grad()
 def class_probabilities(network: nn.Module, pictures: Tensor) -> Tensor:
-    """Softmax of the network's answers to `pictures`, uint8, in float64."""
+    """Softmax of the network's logits for `pictures`, uint8, in float64."""
     return torch.cat([network(normalize(part).double()).softmax(1) for part in pictures.split(250)])
 
 
-def confusion_matrix(labels: Tensor, answers: Tensor, n: int) -> Tensor:
+def confusion_matrix(labels: Tensor, predicted: Tensor, n: int) -> Tensor:
     """How many pictures of class i were taken for class j, on the CPU: n x n."""
-    return torch.bincount(labels.cpu() * n + answers.cpu(), minlength=n * n).view(n, n)
+    return torch.bincount(labels.cpu() * n + predicted.cpu(), minlength=n * n).view(n, n)
 
 
 def run_identity(settings: Settings, fingerprint: str) -> dict:
@@ -113,7 +116,8 @@ def as_value_errors() -> Iterator[None]:
     except Exception as error:
         if isinstance(error, OSError | ValueError) or is_out_of_memory(error):
             raise
-        raise ValueError(type(error).__name__) from error
+        lacks = f"it has no {error}" if isinstance(error, KeyError) else type(error).__name__
+        raise ValueError(lacks) from error
 
 
 def is_out_of_memory(error: BaseException) -> bool:

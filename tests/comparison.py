@@ -5,7 +5,6 @@ import inspect
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 DEVICES = [
     "cpu",
@@ -15,18 +14,6 @@ DEVICES = [
 
 VIEWS = [lambda x: x[::2], lambda x: x.transpose(0, 3), lambda x: x[:, :1].expand(-1, 4, -1, -1),
          lambda x: x.permute(0, 2, 1, 3)[..., 1:]]  # of (4, 4, 4, 4), none of them dense in memory
-
-
-class Operators(TorchDispatchMode):
-    """Notes the names of the operators that PyTorch runs."""
-
-    def __init__(self):
-        super().__init__()
-        self.names = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.names.append(function.__name__)
-        return function(*args, **(kwargs or {}))
 
 
 def normal(shape: tuple[int, ...], seed: int = 0, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Tensor:

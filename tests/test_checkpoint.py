@@ -1,29 +1,27 @@
 """A checkpoint may be hostile, foreign or old, and the machine short of memory: nothing is lost."""
 
-import contextlib
 import io
 import json
 import math
 import os
-import random
 import resource
 import shutil
+import threading
 import time
-import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from faults import Child, count, outcome
+from faults import Child, outcome
 from in_process import BUILD, LOAD, main, only_run, random_data, settings_of, trainer_of
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
 from lab import active_run, checkpoint, experiment
-from lab.checkpoint import as_bytes, files_of, take_up
+from lab.checkpoint import as_bytes, resume, snapshot
 from store.files import UserError
-from store.run import RunFolder
+from store.run import FILES, RunFolder
 from store.trained import copied, is_out_of_memory
 from training import Diverged, Trainer, on_cpu
 
@@ -41,7 +39,7 @@ def good() -> bytes:
     """A checkpoint after one epoch."""
     trainer = trainer_of(SETTINGS, DATA)
     trainer.run_epoch()
-    return files_of(trainer)()[0]
+    return snapshot(trainer)()[0]
 
 
 @pytest.fixture(scope="module")
@@ -124,27 +122,16 @@ HOSTILE = {
     "a moment of one value": moment(lambda x: torch.zeros(1)),
     "a bias' moment of one value": entry("optimizer", "state", 1, "exp_avg", value=torch.zeros(1)),
     "sparse": moment(Tensor.to_sparse),
-    "sparse rows": moment(Tensor.to_sparse_csr),
     "quantized": moment(lambda x: torch.quantize_per_tensor(x, 0.1, 0, torch.quint8)),
-    "complex": moment(lambda x: x.to(torch.complex64)),
     "conjugate": moment(lambda x: x.to(torch.complex64).conj()),
-    "negated": moment(torch._neg_view),
-    "meta": moment(lambda x: x.to("meta")),
     "double": moment(Tensor.double),
-    "half": moment(Tensor.half),
     "nested": moment(lambda x: torch.nested.nested_tensor([x, x[:1]])),
-    "with gradient": moment(lambda x: x.clone().requires_grad_()),
-    "a parameter": moment(nn.Parameter),
     "a number": moment(lambda x: 3.0),
-    "numbers": moment(Tensor.tolist),
-    "none": moment(lambda x: None),
     "a moment too many": entry("optimizer", "state", 99, value={"step": TWO}),
     "no moments": entry("optimizer", "state", value={}),
     "a step of two": entry("optimizer", "state", 0, "step", value=TWO),
-    "a step that is whole": entry("optimizer", "state", 0, "step", value=2),
     "8 GB in a value": entry("network", "linear1.weight", value=torch.zeros(1).expand(2 ** 31)),
     "best weights of one value": entry("best_weights", "linear1.weight", value=torch.zeros(1)),
-    "no best weights": entry("best_weights", value={}),
     "an identity of tensors": entry("identity", "seed", value=TWO),
     "no identity": entry("identity", value=[]),
     "predictions of one image": entry("best_predictions", "val", value=torch.zeros(1, dtype=torch.uint8)),
@@ -153,7 +140,6 @@ HOSTILE = {
     "rows that are a tensor": entry("rows", value=TWO),
     "a row of tensors": entry("rows", value=lambda rows: [{**rows[0], "epoch": TWO}]),
     "a row that is not finite": entry("rows", value=lambda rows: [{**rows[0], "seconds": math.nan}]),
-    "a best row that is a tensor": entry("best", value=TWO),
     "a best row of another run": entry("best", value=lambda row: {**row, "val_acc": 2.0}),
 }
 
@@ -168,7 +154,7 @@ def test_a_hostile_state_is_refused_and_takes_no_memory(kind, good, tmp_path):
 
     def work() -> int:
         with pytest.raises(UserError, match="is whole, but nothing that this run can go on from"):
-            take_up(RunFolder(tmp_path), lambda: trainer_of(SETTINGS, DATA))
+            resume(RunFolder(tmp_path), lambda: trainer_of(SETTINGS, DATA))
         return 0
 
     log = tmp_path / "log"
@@ -242,7 +228,7 @@ def test_files_hold_the_epoch_they_were_asked_for_whenever_they_are_made(monkeyp
     trainer, asked = trainer_of(SETTINGS, DATA), []
     for _ in range(3):
         trainer.run_epoch()
-        asked.append((files_of(trainer), files_of(trainer)(), trainer.best is trainer.rows[-1]))
+        asked.append((snapshot(trainer), snapshot(trainer)(), trainer.best is trainer.rows[-1]))
     assert len({checkpoint for _, (checkpoint, _), _ in asked}) == 3
     for files, made_at_once, is_best in asked:
         assert files() == made_at_once and bool(made_at_once[1]) == is_best
@@ -256,53 +242,10 @@ def test_the_device_is_waited_for_where_bytes_are_made_not_where_the_epoch_ends(
     monkeypatch.setattr(torch.cuda, "Event", lambda blocking: event)
     monkeypatch.setattr(checkpoint, "as_bytes", lambda state: told.append("bytes"))
     monkeypatch.setattr(checkpoint, "copied", lambda device: copied(torch.device("cuda")))
-    files = files_of(trainer)
+    files = snapshot(trainer)
     assert told == ["copies are in the stream"]
     files()
     assert told == ["copies are in the stream", "copied", "bytes", "bytes"]
-
-
-def repacked(archive: bytes, change) -> bytes:
-    """An intact archive, whose pickle is what `change` makes of it."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(archive)) as old, zipfile.ZipFile(buffer, "w") as new:
-        for name in old.namelist():
-            data = old.read(name)
-            new.writestr(name, change(data) if name.endswith("data.pkl") else data)
-        for part in new.filelist:
-            part.external_attr = 0
-    return buffer.getvalue()
-
-
-def test_whatever_the_pickle_in_an_intact_archive_says_the_process_stands(
-        good, tmp_path, record_property):
-    """A few bytes of it are changed, and the sums are made again."""
-    chance, changes = random.Random(5), count(3000)
-
-    def changed(data: bytes) -> bytes:
-        data = bytearray(data)
-        for _ in range(chance.choice((1, 1, 1, 2, 8))):
-            data[chance.randrange(len(data))] = chance.randrange(256)
-        return bytes(data)
-
-    def work() -> int:
-        taken = 0
-        for _ in range(changes):
-            (tmp_path / "checkpoint.pt").write_bytes(repacked(good, changed))
-            with contextlib.suppress(Diverged, UserError):
-                trainer = take_up(RunFolder(tmp_path), lambda: trainer_of(SETTINGS, DATA))
-                if trainer.epoch:
-                    taken += 1
-                    trainer.run_epoch()
-                    files_of(trainer)()
-        (tmp_path / "taken").write_text(str(taken))
-        return 0
-
-    log = tmp_path / "log"
-    assert Child(with_memory(10 ** 9, work), log).wait(600) == 0, log.read_text()[-3000:]
-    taken = int((tmp_path / "taken").read_text())
-    assert taken < changes / 2
-    record_property("changed pickles", f"{changes - taken} refused, {taken} taken, of {changes}")
 
 
 # What was finished
@@ -353,6 +296,89 @@ def test_a_finished_run_that_is_extended_and_diverges_keeps_its_result(
     assert "failed" not in capsys.readouterr().out
     assert train(images, runs_dir(finished), 3, "--retry") == 0
     assert as_if_uninterrupted(finished, trained)
+
+
+# What made it, and whose it is
+
+
+def test_a_run_that_two_versions_made_names_both_by_epochs(finished, images, monkeypatch):
+    first = finished.config()
+    assert "origins" not in first
+    monkeypatch.setattr(active_run, "code_version", lambda on_gpu: {**first["code"], "hash": "of the next one"})
+    assert train(images, runs_dir(finished), 2) == 0 and finished.config() == first
+    assert train(images, runs_dir(finished), 3) == 0
+    config = finished.config()
+    assert [(one["epoch"], one["code"]["hash"]) for one in config["origins"]] == [
+        (1, first["code"]["hash"]), (3, "of the next one")]
+    assert finished.read().codes == [first["code"]["hash"], "of the next one"]
+    assert config["code"]["hash"] == "of the next one"
+
+
+def test_config_json_says_how_sums_are_rounded(images, tmp_path, monkeypatch):
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    with torch.backends.mkldnn.flags(enabled=False):
+        found = active_run.arithmetic()
+    assert found == {**active_run.arithmetic(), "mkldnn": False} and found["ONEDNN_MAX_CPU_ISA"] == "AVX2"
+
+
+@pytest.mark.parametrize("name", ["40_0.001_0.2_False_False_seed7_hidden4", "40_0.001_0.2_False_False_seed0_hidden4_backup"])
+def test_a_copied_or_renamed_folder_is_no_further_run(name, finished, images, capsys):
+    copy = finished.folder.with_name(name)
+    shutil.copytree(finished.folder, copy)
+    assert RunFolder(copy).read().is_copy and not finished.read().is_copy
+    if "seed7" in name:
+        assert train(images, runs_dir(finished), 2, "--seed", 7) == 2
+        assert f"is a copy of the run {finished.name}" in errors(capsys)[0]
+    assert main("mlp", "--runs_dir", runs_dir(finished), "--evaluate", copy) == 2
+    assert "is a copy of the run" in errors(capsys)[0]
+
+
+def test_the_best_weights_of_another_run_are_not_believed(finished, images, capsys):
+    assert train(images, runs_dir(finished), 2, "--seed", 1) == 0
+    other, = (path for path in finished.folder.parent.iterdir() if path != finished.folder)
+    shutil.copy(other / "best.pt", finished.folder / "best.pt")
+    capsys.readouterr()
+    assert main("mlp", "--runs_dir", runs_dir(finished), "--evaluate", finished.folder, "--data_dir", images) == 2
+    assert "it is of another run" in errors(capsys)[0]
+
+
+@pytest.mark.parametrize("change", [lambda text: b"\xef\xbb\xbf" + text, lambda text: text.replace(b",", b";")],
+                         ids=["byte order mark", "semicolons"])
+def test_metrics_that_a_spreadsheet_saved_are_read_and_written_again(change, finished, images):
+    path = finished.folder / "metrics.csv"
+    good, rows = path.read_bytes(), finished.metrics()
+    path.write_bytes(change(good))
+    assert finished.metrics() == rows
+    config = finished.config()
+    assert train(images, runs_dir(finished), 2) == 0
+    assert path.read_bytes() == good and finished.config() == config
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_nothing_is_read_through_a_link_in_a_folder_of_a_run(name, finished, images, tmp_path, capsys):
+    path = finished.folder / name
+    path.touch()
+    shutil.move(path, tmp_path / name)
+    path.symlink_to(tmp_path / name)
+    assert train(images, runs_dir(finished), 3) == 2
+    assert f"{name} is a link" in errors(capsys)[0]
+    run = finished.read()
+    lost = {"config.json": run.config, "metrics.csv": run.rows, "result.json": run.result, "failed.json": run.failure}
+    assert not lost.get(name)
+    if name in ("best.pt", "config.json"):
+        assert main("mlp", "--runs_dir", runs_dir(finished), "--evaluate", finished.folder) == 2
+
+
+def test_where_no_thread_can_be_started_no_run_is_marked(images, tmp_path, monkeypatch, capsys):
+    def refused(*_):
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refused)
+        assert train(images, tmp_path, 1, "--drop_rate", 0, 0.2) == 2
+    line, = errors(capsys)
+    assert "no more threads" in line and not list(tmp_path.glob("*/*/failed.json"))
+    assert train(images, tmp_path, 1, "--drop_rate", 0, 0.2) == 0
 
 
 # No memory

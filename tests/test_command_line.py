@@ -19,15 +19,13 @@ from conftest import ROOT, run_main, write_image_folder
 from faults import FULL
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from in_process import main, only_run, options_of, random_data, settings_of, trainer_of
+from in_process import main, only_run, options_of, settings_of
 
-from lab.checkpoint import as_bytes, identity_of, take_up
 from lab.experiment import refuse_impossible
 from lab.progress import print_results
 from load_data import load_cifar_4d
 from store.cache import CACHE
 from store.files import UserError
-from store.run import RunFolder
 
 TIMES = 5 if FULL else 1
 
@@ -346,25 +344,6 @@ def test_any_bytes_in_a_picture_are_a_picture_or_named_in_one_line(data):
 
 
 SMALL = settings_of("mlp", hidden_size=1, batch_size=8)
-
-
-@fuzz(300)
-@given(st.data())
-def test_any_bytes_in_a_checkpoint_are_the_checkpoint_or_not_used(data):
-    noise = random_data("mlp", 16, 4, 4)
-    folder = files().runs.parent / "checkpoint"
-    folder.mkdir(exist_ok=True)
-    if not (good := folder / "good").exists():
-        trainer = trainer_of(SMALL, noise)
-        trainer.run_epoch()
-        good.write_bytes(as_bytes({"identity": identity_of(trainer), **trainer.state_dict()}))
-    whole = good.read_bytes()
-    (folder / "checkpoint.pt").write_bytes(data.draw(damaged(whole)))
-    taken = take_up(RunFolder(folder), lambda: trainer_of(SMALL, noise))
-    if taken.epoch:
-        state = torch.load(io.BytesIO(whole), weights_only=True)
-        assert taken.rows == state["rows"]
-        assert all(torch.equal(value, state["network"][key]) for key, value in taken.network.state_dict().items())
 
 
 @fuzz(150)

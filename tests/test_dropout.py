@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 
-from layers import Dropout, Dropout2d, dropout
+from layers import Dropout, Dropout2d, GaussianDropout, dropout
 
 OURS = {nn.Dropout: Dropout, nn.Dropout2d: Dropout2d}
 DROPOUTS = list(OURS)
@@ -85,6 +85,23 @@ def test_dropout_keeps_rate_and_expectation_near_the_limits(p):
     y = Dropout(p)(torch.ones(4_000_000))
     assert_rate(y == 0, p)
     assert y.mean().item() == pytest.approx(1, abs=6 * (p / (1 - p) / y.numel()) ** 0.5 + 1e-6)
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
+def test_gaussian_dropout_has_the_mean_and_variance_of_dropout(p):
+    torch.manual_seed(0)
+    n, variance = 1_000_000, p / (1 - p)
+    x = torch.full((n,), 2.0, requires_grad=True)
+    y = GaussianDropout(p)(x)
+    assert y.mean().item() == pytest.approx(2, abs=2 * 6 * (variance / n) ** 0.5)
+    assert y.var().item() == pytest.approx(4 * variance, rel=6 * (2 / n) ** 0.5)
+    assert (y - 2).pow(3).mean().abs() < 8 * 6 * (15 * variance ** 3 / n) ** 0.5  # symmetric, unlike a mask
+    gradient, = torch.autograd.grad(y.sum(), x)
+    torch.testing.assert_close(gradient, y / 2)
+    for module in (GaussianDropout(p).eval(), GaussianDropout(0.0)):
+        assert module(x) is x
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        GaussianDropout(1.5)
 
 
 @pytest.mark.parametrize("device", DEVICES)

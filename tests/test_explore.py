@@ -1,5 +1,6 @@
 """plot.py --explore and runs.csv: the page in a real browser, and all that needs none."""
 
+# ruff: noqa: E402
 import importlib
 import itertools
 import json
@@ -10,25 +11,26 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict
-from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
-import pandas
 import pytest
 from conftest import ROOT
 from matplotlib.colors import to_rgb
-from selenium import webdriver
-from selenium.webdriver import ActionChains
+
+pandas = pytest.importorskip("pandas")
+pytest.importorskip("plotly")
+webdriver = pytest.importorskip("selenium.webdriver")
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
 from report.drawing import HUES
-from report.explore import SETTINGS, write_page, write_runs
+from report.explore import LONGEST, SETTINGS, write_page, write_runs
 from report.results import read_results
 from report.studies import Source, read_source
 from report.variance import FACTORS, full_levels, grids, shares
-from store.files import as_csv
+from store.files import UserError
 from store.run import COLUMNS, Run
 from store.settings import Settings
 
@@ -72,19 +74,15 @@ def test_shares_are_those_of_a_regression():
     assert len(found) == 8
 
 
-def test_shares_of_known_effects():
+def test_shares_of_known_effects_and_grids_without_gaps():
     a, b = np.array([-1.0, 1])[:, None, None], np.array([-2.0, 0, 2])[None, :, None]
     assert shares(a + b + np.zeros((2, 3, 1)), ("a", "b")) == pytest.approx(
         {"a": 1 / (1 + 8 / 3), "b": 8 / 3 / (1 + 8 / 3), "a × b": 0})
     assert shares(a * b + 7, ("a", "b")) == pytest.approx({"a": 0, "b": 0, "a × b": 1})
-    assert shares(np.ones((2, 3, 2)), ("a", "b")) == {}
-
-
-def test_full_levels_leaves_out_what_has_gaps():
+    assert shares(np.ones((2, 3, 2)), ("a", "b")) == {} and full_levels(set()) == []
     grid = set(itertools.product((1, 2), (3, 4), (5, 6)))
     assert full_levels(grid | {(1, 9, 5), (8, 3, 5)}) == [[1, 2], [3, 4], [5, 6]]
     assert full_levels({(1, 3, 5), (2, 4, 6)}) in ([[1], [3], [5]], [[2], [4], [6]])
-    assert full_levels(set()) == []
 
 
 def test_the_grid_is_the_full_one_of_runs_that_differ_in_nothing_else():
@@ -104,8 +102,7 @@ def test_the_grid_is_the_full_one_of_runs_that_differ_in_nothing_else():
 
 def test_an_unfinished_run_is_in_no_grid():
     cells = list(itertools.product((512, 1024), (0.001, 0.01, 0.1), (0.2,)))
-    records = [fabricate("mlp", *cell, epochs=4 - (cell == cells[-1]), num_epochs=4) for cell in cells]
-    grid, = grids(Source(records))
+    grid, = grids(Source([fabricate("mlp", *cell, epochs=4 - (cell == cells[-1]), num_epochs=4) for cell in cells]))
     assert grid.values.size == 4
 
 
@@ -132,13 +129,6 @@ def test_runs_csv_has_a_row_per_run_and_a_column_per_setting(tmp_path):
     assert path.read_bytes() == before
 
 
-def test_plot_writes_runs_csv_with_the_tables(tmp_path):
-    runs = write(tmp_path / "runs", [fabricate(seed=0), fabricate(seed=1)])
-    done = plot("--runs_dir", runs, "--output", tmp_path / "out")
-    assert done.returncode == 0, done.stderr
-    assert len(pandas.read_csv(tmp_path / "out/results/tables/runs.csv")) == 2
-
-
 def test_the_published_runs_csv_is_what_plot_writes(tmp_path):
     assert write_runs(read_source(None), tmp_path).read_bytes() == (ROOT / "results/tables/runs.csv").read_bytes()
 
@@ -146,42 +136,15 @@ def test_the_published_runs_csv_is_what_plot_writes(tmp_path):
 # The page, without a browser
 
 
-class Page(HTMLParser):
+class Page:
     """The scripts of a page, and all that it would load."""
 
     def __init__(self, path):
-        super().__init__()
-        self.scripts, self.loads, self.policy, self.open = [], [], "", False
-        self.feed(path.read_text(encoding="utf-8"))
-
-    def handle_starttag(self, tag, attributes):
-        self.open = tag == "script"
-        self.loads += [value for key, value in attributes if key in ("src", "href", "srcset", "action")]
-        if ("http-equiv", "Content-Security-Policy") in attributes:
-            self.policy = dict(attributes)["content"]
-
-    def handle_endtag(self, tag):
-        self.open = False
-
-    def handle_data(self, data):
-        if self.open:
-            self.scripts.append(data)
-
-    @property
-    def data(self):
-        return next(json.loads(script) for script in self.scripts if script.startswith('{"settings"'))
-
-
-def write(folder, records):
-    """The folders of runs, as main.py leaves them but for the weights."""
-    for record in records:
-        place = folder / record.network / record.name
-        place.mkdir(parents=True)
-        for name, value in (("config", record.config), ("failed", record.failure), ("result", record.result)):
-            if value:
-                (place / f"{name}.json").write_text(json.dumps(value))
-        (place / "metrics.csv").write_bytes(as_csv(COLUMNS, record.rows))
-    return folder
+        text = path.read_text(encoding="utf-8")
+        self.scripts = re.findall(r"<script[^>]*>(.*?)</script>", text, re.DOTALL)
+        self.markup = re.sub(r"(<script[^>]*>).*?</script>", r"\1", text, flags=re.DOTALL)
+        self.loads = re.findall(r"<[^>]*\s(?:src|href|srcset|action)=[\"']?([^\"'>\s]*)", self.markup)
+        self.data = next(json.loads(script) for script in self.scripts if script.startswith('{"settings"'))
 
 
 def plot(*arguments):
@@ -196,7 +159,7 @@ def test_the_page_is_one_file_of_less_than_8_MB_that_loads_nothing(tmp_path):
     assert [path.name for path in page.parent.iterdir()] == ["page.html"]
     assert page.stat().st_size < 8e6
     found = Page(page)
-    assert found.loads == ["data:,"] and "default-src 'none'" in found.policy
+    assert found.loads == ["data:,"] and "default-src 'none'" in found.markup
     assert len(found.data["runs"]) == len(read_results())
     assert [grid["title"][:3] for grid in found.data["grids"]] == ["MLP", "CNN"]
 
@@ -213,18 +176,39 @@ def test_without_plotly_one_line_says_how_to_install_it(tmp_path, monkeypatch, c
     assert "pip install plotly, or pip install -r requirements-extra.txt" in error
 
 
-HOSTILE = "</script><img src=x onerror=\"hit=1\">'\\u003c&lt;<b>😀_seed0"
+HOSTILE = "</script><img src=x onerror=\"hit=1\">'\\u003c&lt;<b>😀$\\frac{$_seed0"
+LONG = "x" * 10 ** 6
 
 
-def test_names_that_could_be_markup_stay_names(tmp_path):
+def strangers() -> list[Run]:
+    """Runs whose texts are anything that JSON and file systems allow."""
+    deep = {}
+    for _ in range(500):
+        deep = {"a": deep}
+    records = [fabricate(name=HOSTILE), fabricate(seed=1, name="half\udcff_seed1"),
+               fabricate(seed=2, failure={"time": 1, "reason": LONG})]
+    records[0].config.update(processor=LONG, device="\ud83d", threads=deep, learning_rate="$$", drop_rate=[1, {"a": 2}])
+    records[0].config["data"]["classes"] = [HOSTILE]
+    records[1].config.update({LONG: LONG, "data": {"classes": [LONG], "source": LONG}, "learning_rate": None})
+    return records
+
+
+def test_texts_of_strangers_stay_texts_and_short(tmp_path):
     write_page(Source([fabricate()]), tmp_path / "plain.html")
-    record = fabricate(name=HOSTILE)
-    record.config["data"]["classes"] = [HOSTILE]
-    write_page(Source([record]), tmp_path / "hostile.html")
-    plain, hostile = Page(tmp_path / "plain.html"), Page(tmp_path / "hostile.html")
-    assert hostile.loads == plain.loads and len(hostile.scripts) == len(plain.scripts)
-    run, = hostile.data["runs"]
-    assert run["name"] == HOSTILE and run["machine"]["data.classes"] == HOSTILE
+    write_page(Source(strangers()), tmp_path / "page.html")
+    plain, page = Page(tmp_path / "plain.html"), Page(tmp_path / "page.html")
+    assert page.loads == plain.loads and len(page.scripts) == len(plain.scripts)
+    assert page.data["runs"][0]["name"] == HOSTILE and page.data["runs"][0]["machine"]["data.classes"] == HOSTILE
+    assert (tmp_path / "page.html").stat().st_size < (tmp_path / "plain.html").stat().st_size + 100 * LONGEST
+    assert len(pandas.read_csv(write_runs(Source(strangers()), tmp_path))) == 3
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "/"])
+def test_a_page_needs_the_name_of_a_file(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="argument --explore: .* is a folder; name a file"):
+        write_page(Source([fabricate()]), Path(name))
+    assert not list(tmp_path.iterdir())
 
 
 def test_unfinished_failed_and_damaged_runs_are_in_the_page(tmp_path):
@@ -267,14 +251,21 @@ RUNS += [fabricate("cnn", 128, 0.01, 0.5, epochs=2, num_epochs=4, top=0.3), fabr
 class Explorer:
     """The page as its reader sees it."""
 
-    def __init__(self, chromium, path):
+    def __init__(self, chromium, path, scroll=False):
         self.chromium = chromium
         chromium.get_log("browser")
         chromium.get(path.as_uri())
-        WebDriverWait(chromium, 60).until(lambda _: self("return !!document.querySelector('#parallel .parcoords')"))
+        self("if (arguments[0]) document.getElementById('parallel').scrollIntoView()", scroll)
+        self.wait(lambda: self("return !!document.querySelector('#parallel .parcoords')"))
 
     def __call__(self, script, *arguments):
         return self.chromium.execute_script(script, *arguments)
+
+    def wait(self, until):
+        WebDriverWait(self.chromium, 60).until(lambda _: until())
+
+    def show_parallel(self):
+        self("document.getElementById('parallel').scrollIntoView()")
 
     def click(self, name):
         self.chromium.find_element(By.NAME, name).click()
@@ -320,21 +311,23 @@ def explorer(page):
     page.choose("single", "setting")
     page.choose("measure", "val_acc")
     page.clear()
+    page("scrollTo(0, 0)")
     yield page
     assert page.errors() == []
     assert page("return performance.getEntriesByType('resource').length") == 0
 
 
+LINE = "return document.getElementById('parallel').data[0].line"
+
+
 def test_parallel_coordinates_wait_to_be_in_view(explorer):
-    shown = "return document.getElementById('parallel').data[0].line.colorbar.title.text"
     explorer("document.getElementById('shares').scrollIntoView()")
     explorer.choose("measure", "test_loss")
-    WebDriverWait(explorer.chromium, 60).until(lambda _: "test loss" in explorer.texts("#shares-note")[0])
+    assert "test loss" in explorer("return document.getElementById('shares').layout.xaxis.title.text")
     time.sleep(0.5)  # frames in which they could be drawn
-    assert explorer(shown) == "validation accuracy"
-    explorer("document.getElementById('parallel').scrollIntoView()")
-    WebDriverWait(explorer.chromium, 60).until(lambda _: explorer(shown) == "test loss")
-    explorer("scrollTo(0, 0)")
+    assert explorer(LINE)["colorbar"]["title"]["text"] == "validation accuracy"
+    explorer.show_parallel()
+    explorer.wait(lambda: explorer(LINE)["colorbar"]["title"]["text"] == "test loss")
 
 
 def test_every_part_is_drawn(explorer):
@@ -407,9 +400,9 @@ def test_a_range_on_an_axis_picks_runs_by_value(explorer):
     axis = explorer.chromium.find_elements(By.CSS_SELECTOR, "#parallel .axis-brush")[at]
     explorer("arguments[0].scrollIntoView({block: 'center'})", axis)
     height = axis.rect["height"]
-    ActionChains(explorer.chromium).move_to_element_with_offset(axis, 0, int(-height / 4)).click_and_hold() \
+    webdriver.ActionChains(explorer.chromium).move_to_element_with_offset(axis, 0, int(-height / 4)).click_and_hold() \
         .move_by_offset(0, int(height / 4)).move_by_offset(0, int(height / 8)).release().perform()
-    WebDriverWait(explorer.chromium, 20).until(lambda _: len(explorer.column("val_acc")) < before)
+    explorer.wait(lambda: len(explorer.column("val_acc")) < before)
     low, high = explorer("return document.getElementById('parallel').data[0].dimensions[arguments[0]]"
                          ".constraintrange", at)
     values = [float(text.split(" ")[0]) for text in explorer.column("val_acc")]
@@ -465,35 +458,28 @@ def test_a_setting_keeps_its_look_through_filters(explorer):
 
 
 def test_one_row_has_no_colour_bar(explorer):
-    bar = "return document.getElementById('parallel').data[0].line.showscale"
-    explorer("document.getElementById('parallel').scrollIntoView()")
-    WebDriverWait(explorer.chromium, 60).until(lambda _: explorer(bar))
+    explorer.show_parallel()
+    explorer.wait(lambda: explorer(LINE)["showscale"])
     explorer.click("network=cnn")
     explorer.click("drop_rate=0.4")
     assert explorer.texts("#curves-note")[0].startswith("In colour: the only row of the table")
-    WebDriverWait(explorer.chromium, 60).until(lambda _: explorer(bar) is False)
+    explorer.wait(lambda: not explorer(LINE)["showscale"])
     assert explorer("return document.querySelectorAll('#parallel .colorbar').length") == 0
-    explorer("scrollTo(0, 0)")
 
 
 def test_the_best_is_the_light_end_as_in_the_heat_maps(explorer):
-    line = "return document.getElementById('parallel').data[0].line"
-    explorer("document.getElementById('parallel').scrollIntoView()")
+    explorer.show_parallel()
     for measure, reversed_ in (("test_loss", True), ("val_acc", False)):
         explorer.choose("measure", measure)
-        WebDriverWait(explorer.chromium, 60).until(lambda _, want=reversed_: explorer(line)["reversescale"] is want)
-        light = [sum(to_rgb(shade)) for _, shade in explorer(line)["colorscale"]]
+        explorer.wait(lambda want=reversed_: explorer(LINE)["reversescale"] is want)
+        light = [sum(to_rgb(shade)) for _, shade in explorer(LINE)["colorscale"]]
         assert light == sorted(light) and light[-1] < 2
-    explorer("scrollTo(0, 0)")
 
 
-def test_epochs_are_whole_and_start_at_1(explorer):
+def test_epochs_are_whole_and_a_best_epoch_has_no_deviation(explorer):
     assert explorer("return document.getElementById('curves').layout.xaxis.range") == [1, 4]
     ticks = explorer("return [...document.querySelectorAll('#curves .xtick')].map(tick => tick.textContent)")
     assert ticks == ["1", "2", "3", "4"]
-
-
-def test_the_best_epoch_has_no_deviation(explorer):
     assert any("±" in text for text in explorer.column("val_acc"))
     assert not any("±" in text for text in explorer.column("best_epoch"))
 
@@ -504,12 +490,47 @@ def test_a_row_for_each_run(explorer):
     assert len(explorer.column("seed")) == 23
 
 
-def test_the_published_runs_are_drawn_without_errors(chromium, tmp_path):
-    write_page(read_source(None), tmp_path / "page.html")
-    explorer = Explorer(chromium, tmp_path / "page.html")
+OLD_BROWSER = ("delete Map.groupBy; delete Object.groupBy; delete Set.prototype.union;"
+               "for (const name of ['toReversed', 'toSorted', 'toSpliced', 'with', 'findLast']) delete Array.prototype[name];")
+
+
+def test_the_published_runs_at_any_width_on_paper_and_in_a_browser_of_2023(chromium, tmp_path):
+    path = tmp_path / "page.html"
+    write_page(read_source(None), path)
+    path.write_text(path.read_text().replace("<style>", f"<script>{OLD_BROWSER}</script><style>", 1))
+    explorer = Explorer(chromium, path, scroll=True)
     rows = "return document.querySelectorAll('#table tbody tr').length"
     settings = int(re.search(r"(\d+) of \1 settings", explorer.texts("#count")[0])[1])
     assert explorer(rows) == 100 < settings
-    explorer("document.getElementById('all-rows').click()")
+
+    for measure in ("test_loss", "val_acc"):
+        explorer.choose("measure", measure)
+    assert explorer("return document.querySelectorAll('canvas').length") == 3  # one plot with WebGL
+    angle, places = explorer("""return [document.getElementById('parallel').data[0].labelangle,
+        [...document.querySelectorAll('#parallel .axis-title')].map(title => title.getBoundingClientRect().x)]""")
+    between = min(b - a for a, b in itertools.pairwise(places))
+    assert len(places) > 15 and between * math.sin(math.radians(-angle)) > 12  # the height of a heading
+
+    chromium.set_window_size(1000, 1000)
+    explorer.wait(lambda: explorer("return document.getElementById('curves').clientWidth") < 850)
+    explorer.choose("measure", "val_acc")
+    legend, title, ticks = (explorer("return document.querySelector(arguments[0]).getBoundingClientRect()", selector)
+                            for selector in ("#curves .legend", "#curves .xtitle", "#curves .xaxislayer-above"))
+    assert legend["bottom"] < ticks["top"] < ticks["bottom"] <= title["top"] + 1
+
+    chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    chromium.set_window_size(1400, 990)
+    explorer("dispatchEvent(new Event('beforeprint'))")
     assert explorer(rows) == settings and explorer("return document.getElementById('all-rows').hidden")
+    seen = explorer("""const box = document.querySelector('.scroll'), table = document.getElementById('table');
+        return [box.scrollHeight - box.clientHeight, innerWidth - table.getBoundingClientRect().right]""")
+    assert seen[0] <= 1 and seen[1] > 0 and "test accuracy" in explorer.texts("#table thead")[0]
+    chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+    chromium.set_window_size(1400, 1000)
     assert explorer.errors() == []
+
+
+def test_the_page_of_strangers_is_drawn_without_errors(chromium, tmp_path):
+    write_page(Source(strangers()), tmp_path / "page.html")
+    explorer = Explorer(chromium, tmp_path / "page.html", scroll=True)
+    assert len(explorer.curves()) == 3 and explorer.errors() == [] and not explorer("return window.hit")

@@ -1,6 +1,7 @@
 """The kernels built for cards that are not here: registers, stack, width of loads."""
 
 import inspect
+import os
 import re
 import subprocess
 import tempfile
@@ -26,14 +27,16 @@ def builds() -> list[tuple[str, dict, int, int]]:
 def test_kernels_build_without_spills_and_load_16_bytes_at_once(architecture, dtype):
     from fast.gpu import kernels
 
+    assert os.environ["TRITON_DEFAULT_FP_FUSION"] == "1", "left to a version's default, sums may round otherwise"
     large = {f"{name}_ptr": f"*{dtype}" for name in ("x", "pooled", "y", "g", "dx", "mask")}
     types = {**large, "code_ptr": "*u8", "count_ptr": "*i64", "factor": "fp32", "eps": "fp32",
              "momentum": "fp32"}
     for name, constants, warps, tiles in builds():
         own = {"mask_ptr": "*u8"} if name == "pool_kernel" else {}
         found = build(getattr(kernels, name), types | own, constants, architecture, warps)
-        # 65,536 registers are four programs of 128 threads
-        assert found["registers"] <= 128 and found["stack"] == 0, (name, constants, found)
+        # 65,536 registers are four programs of 128 threads, or three of the one that pools
+        most = 168 if name == "pool_kernel" else 128
+        assert found["registers"] <= most and found["stack"] == 0, (name, constants, found)
         values = kernels.WINDOWS * kernels.CHANNELS // (32 * warps)  # of a thread
         wide = tiles * values * (4 if dtype == "fp32" else 2) // 16
         assert found["wide loads"] >= wide, (name, found)

@@ -25,7 +25,6 @@ import mlp.model
 import training
 from fast import agreement
 from fast.gpu import guard
-from lab.side_by_side import SideBySide
 from layers import BatchNorm1d, BatchNorm2d, Dropout, Dropout2d
 from load_data import Data, Split
 from store.settings import Settings
@@ -182,18 +181,6 @@ def test_kernels_of_a_step(network, precision, kind):
         run.step(index)
     count = sum(device.kernels.values())
     assert count == MOST[network, precision, kind], f"note it here if it fell: {count}, {device.kernels}"
-
-
-def test_kernels_of_a_step_of_eight_mlps_side_by_side():
-    with fake("cpu") as device:
-        runs = [trainer("mlp", device.device, drop_rate=i / 10) for i in range(8)]
-        team, x, y = SideBySide(runs), torch.empty(128, 3072), torch.empty(128, dtype=torch.int64)
-        team.start()
-        team.step(0, x, y)
-        device.kernels.clear()
-        team.step(0, x, y)
-    assert not any(isinstance(outcome, Exception) for outcome in team.outcomes.values())
-    assert sum(device.kernels.values()) == 114, device.kernels
 
 
 @pytest.mark.parametrize("network", BUILD)

@@ -16,8 +16,11 @@ from in_process import settings_of, trainer_of
 from torch import Tensor, nn
 
 from fast.adam import Adam, step_together
+from fast.gpu import guard
 from fast.gpu.graph import GraphedStep, record, wants_graph
+from lab.active_run import ActiveRun
 from layers import BatchNorm1d, Dropout
+from store.run import RunFolder
 
 RATES = [0.01, 0.02, 0.005, 0.01]
 
@@ -161,6 +164,21 @@ def test_a_capture_that_fails_gives_stream_and_generator_back(monkeypatch):
     assert len(calls) == 4 and before not in calls, "warmed up and captured elsewhere"
     assert card.stream is before
     assert not Card.generator.captures and Card.generator.seeds == 5
+
+
+def test_config_notes_the_way_that_was_taken_and_says_where_it_changes(tmp_path, monkeypatch):
+    monkeypatch.setattr(guard, "OUTCOMES", {guard.CNN.what: "used"})
+    ways = [guard.way_of("cnn", graph) for graph in (None, SimpleNamespace(outcome="recorded"))]
+    assert ways[0] == {"kernels": "used", "cuda_graph": "off"} and ways[1]["cuda_graph"] == "recorded"
+    assert guard.way_of("mlp", None)["kernels"] == "do not apply"
+    folder, said = RunFolder(tmp_path), []
+    run = SimpleNamespace(folder=folder, settings=settings_of("cnn", num_epochs=9),
+                          config={"data": {}}, progress=SimpleNamespace(say=said.append))
+    for way, epochs in zip((ways[0], ways[0], ways[1]), (0, 1, 4), strict=True):
+        ActiveRun.note_way(run, way, epochs)
+    config = folder.config()
+    assert config["fast"] == ways[1] and len(said) == 1 and "recorded" in said[0]
+    assert [(one["epoch"], one["fast"]) for one in config["origins"]] == [(1, ways[0]), (5, ways[1])]
 
 
 def test_results_are_not_overwritten_by_the_next_step():

@@ -33,6 +33,7 @@ def here(*variant) -> tuple:
 def said(work) -> tuple:
     """What some work returns, and the lines that it says of slower ways."""
     agreement.tried.cache_clear()
+    agreement.OUTCOMES.clear()
     with contextlib.redirect_stderr(io.StringIO()) as lines:
         found = work()
     agreement.tried.cache_clear()

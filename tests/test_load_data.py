@@ -5,7 +5,6 @@ import hashlib
 import io
 import os
 import pickle
-import random
 import shutil
 import socket
 import struct
@@ -22,6 +21,7 @@ import numpy as np
 import PIL
 import pytest
 import torch
+from in_process import settings_of, trainer_of
 from PIL import Image
 
 import load_data
@@ -31,7 +31,6 @@ from store import official as official_files
 from store.cache import CACHE, LOCK
 from store.files import ROOT, UserError, lock
 from store.official import ARCHIVE, BATCHES, PART
-from store.pictures import read_picture
 from store.synthetic import shapes as synthetic_shapes
 
 PROCESS = f"""
@@ -170,24 +169,6 @@ def test_the_fingerprint_follows_pixels_and_class_names(folder):
 def test_a_damaged_folder_is_refused_in_one_line(folder, damage, words):
     damage(folder)
     assert words.format(folder) in refusal(folder)
-
-
-def test_bytes_flipped_in_pictures_never_give_a_traceback(folder):
-    rng = random.Random(0)
-    for suffix in ("png", "jpg", "bmp", "tif", "webp", "ppm"):
-        whole = io.BytesIO()
-        pixels = picture(folder.parent / "x.png")
-        Image.fromarray(pixels).save(whole, {"jpg": "jpeg", "tif": "tiff"}.get(suffix, suffix))
-        for _ in range(60):
-            data = bytearray(whole.getvalue())
-            for _ in range(rng.randint(1, 8)):
-                data[rng.randrange(min(len(data), rng.choice((64, 10**6))))] = rng.randrange(256)
-            path = folder.parent / f"fuzzed.{suffix}"
-            path.write_bytes(data[:rng.choice((len(data), rng.randrange(len(data))))])
-            with warnings.catch_warnings(), contextlib.suppress(UserError):
-                warnings.simplefilter("ignore")
-                pixels = read_picture(path, exact=True)
-                assert pixels.shape == (3, 32, 32) and np.array_equal(pixels, read_picture(path))
 
 
 def test_a_picture_of_gigabytes_is_refused_by_its_header(folder):
@@ -381,22 +362,14 @@ def test_a_changed_folder_is_noticed(folder, change, capsys):
     same(changed, load_cifar_4d(folder))
 
 
-def test_a_damaged_cache_is_made_anew(folder, capsys):
-    first = load_cifar_4d(folder)
-    path = folder / CACHE
+def test_a_damaged_cache_is_made_again(folder, capsys):  # more in test_command_line.py
+    first, path = load_cifar_4d(folder), folder / CACHE
     whole = path.read_bytes()
-    rng = random.Random(0)
-    damaged = [b"", b"{}\n", b"[" * 10**5, whole[:-1], whole + b"x", whole[:100],
-               pickle.dumps(os.getcwd)]
-    for _ in range(60):
-        i = rng.choice((rng.randrange(300), rng.randrange(len(whole))))
-        damaged.append(whole[:i] + bytes([whole[i] ^ 1 << rng.randrange(8)]) + whole[i + 1:])
-    for data in damaged:
+    for data in (b"", whole[:-1], whole + b"x", whole[:-1] + bytes([whole[-1] ^ 1])):
         path.write_bytes(data)
         capsys.readouterr()
         same(first, load_cifar_4d(folder))
-        assert "decoding" in capsys.readouterr().err
-        assert path.read_bytes() == whole
+        assert "decoding" in capsys.readouterr().err and path.read_bytes() == whole
 
 
 def test_a_cache_that_another_decoder_made_is_made_again(folder, monkeypatch, capsys):
@@ -635,6 +608,13 @@ def test_real_images_are_decoded_once(real_images, capsys):
     assert load_cifar_4d(real_images).fingerprint == first.fingerprint
     assert first.fingerprint in (ROOT / "results" / "mlp.json").read_text()  # of published runs
     assert capsys.readouterr().err == ""
+
+
+def test_the_mlp_learns_the_real_images(real_images):
+    data = load_cifar_2d(real_images)
+    data = data._replace(test=data.test._make(part[:250] for part in data.test))
+    trainer = trainer_of(settings_of("mlp", batch_size=128), data)
+    assert max(trainer.run_epoch()["val_acc"] for _ in range(2)) > 0.40
 
 
 # The download

@@ -213,6 +213,15 @@ def test_a_second_call_trains_nothing(undisturbed, image_folder):
     assert len(list(runs.glob("logs/*"))) == logs  # no worker was started
 
 
+def test_a_lost_table_of_a_finished_run_is_written_again(undisturbed, image_folder, tmp_path):
+    shutil.copytree(undisturbed[0], tmp_path, dirs_exist_ok=True)
+    table, *_ = tmp_path.glob("mlp/*/metrics.csv")
+    before = table.read_bytes()
+    table.unlink()
+    assert call("mlp", *flags(image_folder, tmp_path)).returncode == 0
+    assert table.read_bytes() == before
+
+
 def test_a_deleted_run_is_trained_again_and_a_terminal_shows_the_bar(undisturbed, image_folder, tmp_path):
     runs = tmp_path / "runs"
     shutil.copytree(undisturbed[0], runs)
@@ -383,3 +392,62 @@ def test_two_overlapping_calls_train_every_run_once(image_folder, tmp_path):
         f"mlp {name}_False_False_seed{seed}": 3
         for name, seed in (("32_0.001_0.0", 0), ("32_0.001_0.4", 0), ("48_0.001_0.0", 0), ("32_0.001_0.0", 1),
                            ("48_0.001_0.0", 1))}
+
+
+# Around it
+
+def test_make_hands_a_folder_on_as_it_is_and_names_half_an_environment(tmp_path):
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    python.chmod(0o755)
+    (tmp_path / "requirements.txt").touch()
+    (tmp_path / ".venv" / "installed").touch()
+    name = """/a $b "c" 'd' `id` $(HOME)"""
+    for asked, told in (([f"DATA={name}"], ["--data_dir", name]), ([], [])):
+        done = subprocess.run(["make", "-s", "train", *asked], cwd=tmp_path, capture_output=True, text=True)
+        assert done.stdout.splitlines() == ["quickstart.py", *told]
+    (tmp_path / ".venv" / "installed").unlink()
+    python.write_text("#!/bin/sh\nexit 1\n")  # it has no pip
+    done = subprocess.run(["make", "-s", "train"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and "rm -r .venv" in done.stderr
+
+
+def test_a_clone_with_the_line_ends_of_windows_still_runs(tmp_path):
+    subprocess.run(["git", "clone", "-q", "-c", "core.autocrlf=true", ROOT, tmp_path / "clone"], check=True)
+    done = subprocess.run([tmp_path / "clone" / "run_grid.sh", "batch_size", "--dry-run"], capture_output=True,
+                          text=True, env={**os.environ, "PYTHON": sys.executable})
+    assert (done.returncode, done.stderr) == (0, "") and len(done.stdout.splitlines()) == 4
+
+
+@pytest.mark.parametrize("environment", [
+    {"PYTHON": f"{sys.executable} -X dev"}, {"PYTHON": "/nowhere/python"}, {"PYTHON": str(ROOT)}])
+def test_an_interpreter_that_is_none_is_told_in_one_line(environment):
+    done = call("mlp", "--dry-run", env=environment)
+    assert done.returncode == 2 and done.stderr.startswith("run_grid.sh: error: PYTHON is") and (
+        done.stderr.count("\n") == 1)
+
+
+def test_a_log_is_never_written_over_and_odd_numbers_of_cores_are_not_used(tmp_path, monkeypatch):
+    from lab import grid
+
+    monkeypatch.setattr(grid.time, "time_ns", lambda: 7)  # as where host name and process repeat
+    monkeypatch.setattr(grid.socket, "gethostname", lambda: "a/b")
+    monkeypatch.setattr(grid, "crew", [])
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "abc")
+    options = grid.argparse.Namespace(j=1, studies=["mlp"], network=None, flags=[])
+    plan = [status.Entry(RunFolder(tmp_path / "mlp" / "x"), 1)]
+    grid.hire(options, plan)
+    log = Path(grid.crew[0].log.name)
+    assert log.name == f"a-b-{os.getpid()}-7-0.log" and grid.cores() >= 1
+    log.write_text("what a worker printed")
+    with pytest.raises(grid.UserError):
+        grid.hire(options, plan)
+    assert log.read_text() == "what a worker printed"
+    target = tmp_path / "elsewhere"
+    log.unlink()
+    log.symlink_to(target)
+    with pytest.raises(grid.UserError):
+        grid.hire(options, plan)
+    assert not target.exists()

@@ -69,6 +69,14 @@ def test_what_is_no_name_is_a_value_error(name):
         Settings.parse("mlp", name)
 
 
+def test_a_tilde_is_the_home(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    options = options_of("mlp", "--runs_dir=~/runs", "--data_dir=~")
+    assert (options.runs_dir, options.data_dir) == (tmp_path / "runs", tmp_path)
+    with pytest.raises(SystemExit):
+        options_of("mlp", "--runs_dir=~nobody-of-this-name/runs")
+
+
 def test_a_network_that_is_none_is_a_value_error():
     with pytest.raises(ValueError, match="network is 'rnn'"):
         Settings.parse("rnn", "128_0.001_0.2")

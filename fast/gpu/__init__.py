@@ -1,7 +1,7 @@
-"""Blocks and batches on a CUDA GPU, in Triton kernels; the training step as one CUDA graph.
+"""The networks' blocks on a CUDA GPU, in Triton kernels; the training step as one CUDA graph.
 
-    guard.py     when the kernels take the layers' place, and whether they are right on this card
-    blocks.py    blocks, with their derivatives, and batches as functions of tensors
+    guard.py     when the kernels take the modules' place, and what they are tried on before
+    blocks.py    blocks as functions of tensors, with their derivatives
     kernels.py   the kernels
     graph.py     a training step, recorded once and replayed
 

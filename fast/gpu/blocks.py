@@ -45,8 +45,7 @@ def norm_relu_dropout(x: Tensor, norm: BatchNorm, dropout: nn.Module) -> Tensor:
     return NormRelu.apply(x, *affine(norm), norm, mask, factor(p))
 
 
-def factor(p: float) -> float:
-    """By which dropout multiplies what it keeps."""
+def factor(p: float) -> float:  # by which dropout multiplies what it keeps
     return 1 / (1 - p) if p < 1 else 0.0
 
 

@@ -11,15 +11,16 @@ import importlib
 import os
 import shutil
 import sysconfig
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from pathlib import Path
 from types import ModuleType
 
 import torch
 from torch import Tensor, nn
 
-from fast.agreement import Faster
+from fast.agreement import OUTCOMES, Faster
 from fast.conditions import block_trial, convolves, drop_rate, drops, normalizes, there
+from fast.gpu.graph import GraphedStep
 from layers import BatchNorm1d, BatchNorm2d, Dropout2d
 
 DEVICE = "cuda"  # tests put "cpu" here, for triton's interpreter
@@ -32,13 +33,6 @@ def on_gpu(x: Tensor) -> bool:
 
 
 # The CNN's block
-
-
-def cnn_block(x: Tensor, *modules: nn.Module) -> Tensor:
-    try:
-        return blocks().norm_relu_dropout_pool(x, *modules)
-    except Exception as error:
-        raise explained(error) from error
 
 
 def cnn_variant(x: Tensor, conv: nn.Module, norm: nn.Module, dropout: nn.Module) -> Hashable | None:
@@ -82,13 +76,6 @@ def cnn_trial(variant: tuple) -> tuple[Tensor, list[nn.Module], dict]:
 # The MLP's block
 
 
-def mlp_block(x: Tensor, *modules: nn.Module) -> Tensor:
-    try:
-        return blocks().norm_relu_dropout(x, *modules)
-    except Exception as error:
-        raise explained(error) from error
-
-
 def mlp_variant(x: Tensor, norm: nn.Module, dropout: nn.Module) -> Hashable | None:
     """Kind of dropout, precision, device; in training."""
     if (on_gpu(x) and x.dtype in (torch.float32, torch.bfloat16) and x.dim() == 2
@@ -113,11 +100,17 @@ def mlp_trial(variant: tuple) -> tuple[Tensor, list[nn.Module], dict]:
     return (torch.randn(600, 6) + 3).to(device, dtype), modules, {}
 
 
-CNN = Faster("the CNN's block in GPU kernels", cnn_block, cnn_variant, cnn_trial)
-MLP = Faster("the MLP's block in GPU kernels", mlp_block, mlp_variant, mlp_trial)
-
-
 # Triton
+
+
+def launched(name: str) -> Callable:
+    """A function of blocks.py, whose errors tell what triton lacks."""
+    def block(x: Tensor, *modules: nn.Module) -> Tensor:
+        try:
+            return getattr(blocks(), name)(x, *modules)
+        except Exception as error:
+            raise explained(error) from error
+    return block
 
 
 @functools.cache
@@ -145,3 +138,16 @@ def explained(error: Exception) -> Exception:
     if not lacks or isinstance(error, torch.OutOfMemoryError):
         return error
     return RuntimeError(f"triton may need {' and '.join(lacks)}: {type(error).__name__}: {error}")
+
+
+CNN = Faster("the CNN's block in GPU kernels", launched("norm_relu_dropout_pool"),
+             cnn_variant, cnn_trial)
+MLP = Faster("the MLP's block in GPU kernels", launched("norm_relu_dropout"),
+             mlp_variant, mlp_trial)
+
+
+def way_of(network: str, graph: GraphedStep | None) -> dict[str, str]:
+    """For config.json: whether kernels and graph were used as they were asked for, or why not."""
+    candidate = CNN if network == "cnn" else MLP
+    return {"kernels": OUTCOMES.get(candidate.what, "do not apply"),
+            "cuda_graph": graph.outcome if graph else "off"}
