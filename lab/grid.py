@@ -1,7 +1,7 @@
 """Train the runs of studies, on one machine or on a Slurm cluster: what run_grid.sh calls.
 
 Workers share the runs out among themselves by the runs' locks. Where a worker dies, another one is
-started again for what it has left.
+started again for what it has left. Older Pythons read this file too, up to where they are refused.
 """
 
 import os
@@ -261,18 +261,20 @@ def hire(call: argparse.Namespace, plan: list[Entry]) -> None:
 
 def cores() -> int:
     for name in ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE"):
-        if re.fullmatch("0*[1-9][0-9]{0,5}", text := os.environ.get(name, "")):
-            return int(text)
+        if re.fullmatch("0*[1-9][0-9]{0,5}", os.environ.get(name, "")):
+            return int(os.environ[name])
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def list_gpus() -> list[str]:
-    if (given := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return given.split(",")
-    with contextlib.suppress(OSError):
-        return subprocess.run(["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"],
-                              capture_output=True, text=True).stdout.split()
-    return []
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        return os.environ["CUDA_VISIBLE_DEVICES"].split(",")
+    try:
+        told = subprocess.run(["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"],
+                              capture_output=True, text=True, errors="replace", timeout=60).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return [line for line in told.split("\n") if re.fullmatch("[0-9]+", line)]  # else an error
 
 
 def attend(read) -> None:
@@ -299,7 +301,7 @@ def attend(read) -> None:
 
 
 def train(call: argparse.Namespace, plan: list[Entry]) -> int:
-    if all(entry.read().state == "finished" and not entry.folder.wants_views() for entry in plan):
+    if all(entry.read().state == "finished" and not entry.folder.lost_views for entry in plan):
         return print_outcome(plan)
     if "--retry" in call.flags:  # failures are forgotten once, before any worker starts
         forget_failures(entry.folder for entry in plan)
@@ -309,8 +311,9 @@ def train(call: argparse.Namespace, plan: list[Entry]) -> int:
     with progress(plan) if log else contextlib.nullcontext(
             lambda: [entry.read() for entry in plan]) as read:
         attend(read)
-    if errors := {worker.error for worker in crew if worker.code > 1}:
-        print(*sorted(errors), sep="\n", file=sys.stderr)
+    errors = {worker.error for worker in crew if worker.code > 1}
+    if errors:
+        print(*map(one_line, sorted(errors)), sep="\n", file=sys.stderr)
         return 2
     code = print_outcome(plan)
     if code and log:
@@ -333,6 +336,6 @@ def main() -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except UserError as error:
+    except (UserError, OSError) as error:  # no more processes, for one
         say(f"error: {error}")
         sys.exit(2)

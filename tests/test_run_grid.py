@@ -77,6 +77,10 @@ def test_flags_vary_a_study(tmp_path):
     lines = plan("mlp", *flags(tmp_path, tmp_path, 3))
     assert [line.split("/")[-1] for line in lines] == [
         f"32_0.001_{rate}_False_False_seed{seed}  (3 epochs)" for seed in (0, 1) for rate in (0.0, 0.4)]
+    lines = plan("ablation", "--network", "mlp", "--drop_rate", 0.4, "--seed", 0, 1)  # one arm is without dropout
+    assert [line.split("/")[-1] for line in lines] == [
+        f"1024_0.001_{rate}_{norm}_False_seed{seed}  (20 epochs)"
+        for seed in (0, 1) for norm in (False, True) for rate in (0.4, 0.0)]
 
 
 def test_one_network_of_a_study(tmp_path):
