@@ -68,9 +68,9 @@ def cifar_or_synthetic() -> list[str]:
 
 
 def cnn_epochs() -> int:
-    import torch
+    from torch import backends, cuda
 
-    return 50 if torch.cuda.is_available() or torch.backends.mps.is_available() else 3
+    return 50 if cuda.is_available() or backends.mps.is_available() else 3
 
 
 def train(network: str, epochs: int, flags: list[str]) -> int:
@@ -79,8 +79,11 @@ def train(network: str, epochs: int, flags: list[str]) -> int:
     print("\n" + one_line(f"$ {' '.join(command)}"), flush=True)
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     code = subprocess.run([sys.executable, ROOT / command[0], *command[1:]]).returncode
-    if not code:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+    before = signal.getsignal(signal.SIGINT)
+    if code:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # forgets the one that was answered
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+    signal.signal(signal.SIGINT, before)
     return code
 
 

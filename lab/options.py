@@ -94,6 +94,7 @@ A run lands in RUNS_DIR/{network}/NAME/, NAME being its settings, such as
   config.json   settings, versions, machine, data      best.pt         weights at its best epoch
   metrics.csv   a row per epoch: losses, accuracies    checkpoint.pt   what the run goes on from
   result.json   written last: the run is finished      failed.json     instead: why the run failed
+  predictions.npz   the classes that its best epoch predicts for the validation and test images
 
 examples:
   python main.py --batch_size {defaults['batch_size']} --drop_rate {defaults['drop_rate']}

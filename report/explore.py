@@ -12,7 +12,7 @@ from report.drawing import DASHES, HUES, OF_NETWORK
 from report.frame import Source
 from report.results import data_name
 from report.variance import grids, shares
-from store.files import UserError, as_csv, make_folder, plural, write_file
+from store.files import UserError, as_csv, make_folder, one_line, plural, write_file
 from store.run import COLUMNS, Run
 from store.settings import SETTINGS
 
@@ -56,8 +56,8 @@ def write_runs(source: Source, folder: Path) -> Path:
 
 def write_page(source: Source, path: Path) -> str:
     """Write the page; returns a line that says so. UserError where plotly is not installed."""
-    if not path.name or path.is_dir():
-        raise UserError(f"argument --explore: {path} is a folder; name a file, such as runs.html")
+    if not path.name or path.exists() and not path.is_file():  # /dev/null would be replaced
+        raise UserError(f"argument --explore: {path} is no file; name one, such as runs.html")
     try:
         from plotly.offline import get_plotlyjs
     except ImportError as error:
@@ -70,7 +70,7 @@ def write_page(source: Source, path: Path) -> str:
     make_folder(path.absolute().parent)
     write_file(path, page)
     count = plural(len(source.records), "run")
-    return f"{count} in {path}, {len(page) / 1e6:.1f} MB; open it in a browser"
+    return one_line(f"{count} in {path}, {len(page) / 1e6:.1f} MB; open it in a browser")
 
 
 def page_data(source: Source) -> dict:

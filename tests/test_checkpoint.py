@@ -120,14 +120,10 @@ def entry(*keys, value):
 TWO = torch.tensor([1, 2])
 HOSTILE = {
     "a moment of one value": moment(lambda x: torch.zeros(1)),
-    "a bias' moment of one value": entry("optimizer", "state", 1, "exp_avg", value=torch.zeros(1)),
     "sparse": moment(Tensor.to_sparse),
     "quantized": moment(lambda x: torch.quantize_per_tensor(x, 0.1, 0, torch.quint8)),
     "conjugate": moment(lambda x: x.to(torch.complex64).conj()),
-    "double": moment(Tensor.double),
     "nested": moment(lambda x: torch.nested.nested_tensor([x, x[:1]])),
-    "a number": moment(lambda x: 3.0),
-    "a moment too many": entry("optimizer", "state", 99, value={"step": TWO}),
     "no moments": entry("optimizer", "state", value={}),
     "a step of two": entry("optimizer", "state", 0, "step", value=TWO),
     "8 GB in a value": entry("network", "linear1.weight", value=torch.zeros(1).expand(2 ** 31)),
@@ -305,6 +301,7 @@ def test_a_run_that_two_versions_made_names_both_by_epochs(finished, images, mon
     first = finished.config()
     assert "origins" not in first
     monkeypatch.setattr(active_run, "code_version", lambda on_gpu: {**first["code"], "hash": "of the next one"})
+    (finished.folder / "metrics.csv").unlink()  # is written again, and no epoch is trained
     assert train(images, runs_dir(finished), 2) == 0 and finished.config() == first
     assert train(images, runs_dir(finished), 3) == 0
     config = finished.config()

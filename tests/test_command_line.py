@@ -346,18 +346,6 @@ def test_any_bytes_in_a_picture_are_a_picture_or_named_in_one_line(data):
 SMALL = settings_of("mlp", hidden_size=1, batch_size=8)
 
 
-@fuzz(150)
-@given(st.data())
-def test_any_bytes_in_the_best_weights_are_refused_in_one_line(data):
-    path = files().run.folder / "best.pt"
-    drawn(data, path)
-    picture = files().images / "test" / "class0" / "0000.png"
-    try:
-        assert main("mlp", "--runs_dir", files().runs, "--evaluate", files().run.name, "--predict", picture) in (0, 2)
-    finally:
-        path.write_bytes(files().good[path])
-
-
 @fuzz(250)
 @given(st.data())
 def test_any_bytes_in_metrics_are_rows_or_none(data):

@@ -5,6 +5,7 @@ import importlib
 import itertools
 import json
 import math
+import os
 import re
 import shutil
 import subprocess
@@ -194,6 +195,7 @@ def strangers() -> list[Run]:
 
 
 def test_texts_of_strangers_stay_texts_and_short(tmp_path):
+    assert "\n" not in write_page(Source([fabricate()]), tmp_path / "two\nlines.html")
     write_page(Source([fabricate()]), tmp_path / "plain.html")
     write_page(Source(strangers()), tmp_path / "page.html")
     plain, page = Page(tmp_path / "plain.html"), Page(tmp_path / "page.html")
@@ -203,12 +205,13 @@ def test_texts_of_strangers_stay_texts_and_short(tmp_path):
     assert len(pandas.read_csv(write_runs(Source(strangers()), tmp_path))) == 3
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "/"])
+@pytest.mark.parametrize("name", ["", ".", "..", "/", "pipe"])
 def test_a_page_needs_the_name_of_a_file(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="argument --explore: .* is a folder; name a file"):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="argument --explore: .* is no file; name one"):
         write_page(Source([fabricate()]), Path(name))
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"] and (tmp_path / "pipe").is_fifo()
 
 
 def test_unfinished_failed_and_damaged_runs_are_in_the_page(tmp_path):

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, write_image_folder
+from conftest import ROOT
 from faults import (
     FULL,
     Case,
@@ -539,24 +539,6 @@ def test_changed_data_under_a_half_finished_run_is_refused(change, half_done, im
     assert wanted.run(images, folder.parents[1]) == 2
     one_error(capsys, str(folder), "other data")
     assert before == {path: path.read_bytes() for path in folder.iterdir()}
-
-
-@pytest.mark.parametrize("fault", ["unreadable", "vanished", "no folder"])
-def test_a_picture_that_cannot_be_read_is_named_and_nothing_created(fault, tmp_path, monkeypatch, capsys):
-    images = write_image_folder(tmp_path / "images", 4, 2)
-    picture = images / "train" / "class3" / "0002.png"
-    if fault == "unreadable":
-        picture.write_bytes(b"no picture")
-    elif fault == "vanished":
-        from store import image_folder
-
-        decode = image_folder._decode
-        monkeypatch.setattr(image_folder, "_decode", lambda *all: (picture.unlink(), decode(*all))[1])
-    else:
-        shutil.rmtree(images / "test")
-    assert main("mlp", "--data_dir", images, "--runs_dir", tmp_path / "runs") == 2
-    one_error(capsys, str(images) if fault == "no folder" else str(picture))
-    assert not (tmp_path / "runs").exists()
 
 
 # A loss that is not finite
