@@ -178,7 +178,7 @@ def line(axes, x, curves: list[Curve], measure: str, pool: Pool, factor: float =
               ms=style["ms"], color=style["color"], mfc="white", zorder=3)
 
 
-INTERVALS = "bars: 95 % intervals, with the pooled deviation below 3 seeds; hollow: one seed"
+INTERVALS = "bars: 95 % intervals, with the pooled deviation below 3 runs; hollow: one run"
 
 
 def limit(axes, lines: list[np.ndarray]) -> bool:

@@ -128,7 +128,7 @@ def curves(figure: Figure, view: View, pool: Pool, split: str, quantity: str) ->
     epoch_axis(axes, view.epochs)
     label_ends(axes, [name + f"  n={len(curve.runs)}" * (len(view.seeds) > 1)
                       for curve, name in shown])
-    band = "; band: ± 1 sd over seeds" * (max(view.seeds) > 1)
+    band = "; band: ± 1 sd over the runs" * (max(view.seeds) > 1)
     notes(figure, *footer(view, key_of(view) + band
                           + "; the axis leaves out the first epochs" * cut))
 
@@ -227,7 +227,7 @@ def best_of_grid(figure: Figure, view: View, pool: Pool, split: str, quantity: s
     figure.legend(handles=handles, loc="lower center", ncols=4, columnspacing=1.4)
     notes(figure, *footer(
         view, f"the {len(shown)} best of {len(view.curves)} settings, batch size_learning "
-        f"rate_drop rate, lowest validation loss first; {INTERVALS}; bands: ± 1 sd over seeds"
+        f"rate_drop rate, lowest validation loss first; {INTERVALS}; bands: ± 1 sd over the runs"
         + "; the axes leave out the first epochs" * cut))
 
 
@@ -301,7 +301,7 @@ def heat_maps(figure: Figure, view: View) -> None:
     headline(figure, title_of(view, f"{view.study.title}: best validation accuracy (%)"))
     darkest = "; values below the lowest of drop rates up to 0.6 share the darkest colour" * any(
         value < low for value in accuracy.values())
-    one = "; cells without n have one seed" * (1 in view.seeds and len(view.seeds) > 1)
+    one = "; cells without n have one run" * (1 in view.seeds and len(view.seeds) > 1)
     notes(figure, *footer(view, "solid frame: highest accuracy; dotted: lowest validation loss, "
                                 "by which settings are ranked" + darkest + one))
 
@@ -392,7 +392,7 @@ def networks(figure: Figure, evidence: Evidence) -> None:
         axes.set(xlabel="epoch", ylabel="accuracy (%)", xlim=(1, max(2, longest)),
                  title="The CNN beside the MLP, at their defaults")
         label_ends(axes, names)
-        notes(figure, *used, "each for its own epochs; mean over seeds")
+        notes(figure, *used, "each for its own epochs; mean over the runs")
 
 
 def variance(figure: Figure, source: Source) -> None:

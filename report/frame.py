@@ -278,7 +278,7 @@ class View:
     @property
     def seeds_text(self) -> str:
         low, high = min(self.seeds, default=0), max(self.seeds, default=0)
-        return plural(low, "seed") if low == high else f"{low} to {high} seeds"
+        return f"{plural(low, 'run')} each" if low == high else f"{low} to {high} runs each"
 
 
 def processor(run: Run) -> str:

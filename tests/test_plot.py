@@ -413,7 +413,7 @@ def test_an_ablation_of_two_epochs(tmp_path):
         n, all_settings(f"{n.upper()}_ablation"), epochs=2)])
     names = draw(evidence, tmp_path, "MLP_ablation", "CNN_ablation")
     assert {name[:-4] for name in CURVES if "ablation" in name} == names
-    assert "image folder; 2 epochs, 1 seed" in report_of(evidence).status("CNN_ablation")
+    assert "image folder; 2 epochs, 1 run each" in report_of(evidence).status("CNN_ablation")
 
 
 # What belongs to a study
@@ -1238,9 +1238,9 @@ def test_theory_of_tiny_networks(image_folder, tmp_path):
     place = ["--data_dir", image_folder, "--runs_dir", tmp_path, "--device", "cpu"]
     run = run_main("mlp", "--batch_size", 24, "--num_epochs", 1, "--seed", 0, 1, 2, *place)
     assert run.returncode == 0, run.stderr
-    for path in list((tmp_path / "mlp").iterdir()):
-        path.rename(path.with_name(path.name.replace("24_", "1024_",
-                                                     1)))  # the setting that theory.py looks at
+    for path in list((tmp_path / "mlp").iterdir()):  # the setting that theory.py looks at
+        change(path / "config.json", '"batch_size": 24', '"batch_size": 1024')
+        path.rename(path.with_name(path.name.replace("24_", "1024_", 1)))
     command = [sys.executable, str(ROOT / "theory.py"), "bagging", "statistics", "shifts",
                "--network", "mlp", *map(str, place)]
     result = subprocess.run(command, capture_output=True, text=True,
