@@ -212,7 +212,8 @@ def learning_rates(figure: Figure, view: View, evidence: Evidence) -> None:
                 axes.plot(failed, [factor * view.guessing[key]] * len(failed), "x", color=colour,
                           ms=9, label=f"{name}: diverged")
         axes.axhline(factor * view.guessing[key], color=GREY, lw=1, ls=":", label="guessing")
-        axes.set(xscale="log", xlabel="learning rate of Adam")
+        log_axis(axes, SWEEP, "learning rate of Adam")
+        axes.tick_params(axis="x", rotation=45)
     left.set(ylim=(0, None), ylabel="best validation accuracy (%)")
     right.set(yscale="log", ylabel="lowest validation loss (nats)")
     plain_ticks(right)

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -1233,19 +1234,17 @@ def test_bagging_is_an_identity_on_the_same_images():
     assert result["masked"][0] > result["masked"][-1]
 
 
-def test_theory_of_tiny_networks(image_folder, tmp_path):
+def test_theory_of_tiny_networks(image_folder, tmp_path, monkeypatch):
     """From three seeds that main.py trained to theory.json, its figures and the report."""
-    place = ["--data_dir", image_folder, "--runs_dir", tmp_path, "--device", "cpu"]
-    run = run_main("mlp", "--batch_size", 24, "--num_epochs", 1, "--seed", 0, 1, 2, *place)
+    from report import theory
+
+    run = run_main("mlp", "--batch_size", 24, "--num_epochs", 1, "--seed", 0, 1, 2, "--data_dir",
+                   image_folder, "--runs_dir", tmp_path, "--device", "cpu")
     assert run.returncode == 0, run.stderr
-    for path in list((tmp_path / "mlp").iterdir()):  # the setting that theory.py looks at
-        change(path / "config.json", '"batch_size": 24', '"batch_size": 1024')
-        path.rename(path.with_name(path.name.replace("24_", "1024_", 1)))
-    command = [sys.executable, str(ROOT / "theory.py"), "bagging", "statistics", "shifts",
-               "--network", "mlp", *map(str, place)]
-    result = subprocess.run(command, capture_output=True, text=True,
-                            env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert result.returncode == 0, result.stderr
+    monkeypatch.setattr(theory, "networks_for", lambda *_: read_runs(tmp_path))
+    assert theory.measure_all(SimpleNamespace(
+        network=["mlp"], topics=["bagging", "statistics", "shifts"], runs_dir=tmp_path,
+        data_dir=image_folder, synthetic=False, device="cpu"))
     known = json.loads((tmp_path / "theory.json").read_text())["mlp"]
     bagging, statistics = known["bagging"], known["statistics"]
     assert len(bagging["runs"]) == 3
