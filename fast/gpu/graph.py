@@ -18,8 +18,6 @@ from torch import Tensor, nn
 
 from fast.agreement import say_slower
 
-Step = Callable[[Tensor], tuple[Tensor, ...]]
-
 
 def wants_graph(device: torch.device) -> bool:
     return device.type == "cuda" and os.environ.get("CUDA_GRAPH", "0") == "1"
@@ -60,7 +58,7 @@ class GraphedStep:
         self.replay: Callable | None = None  # stays None where recording fails
         self.outcome = "no step yet"
 
-    def __call__(self, step: Step, index: Tensor) -> tuple[Tensor, ...]:
+    def __call__(self, step: Callable, index: Tensor) -> tuple[Tensor, ...]:
         if self.index is None:
             self.index = index.clone()
             self.prepare(step)
@@ -70,7 +68,7 @@ class GraphedStep:
         self.replay()
         return tuple(result.clone() for result in self.results)
 
-    def prepare(self, step: Step) -> None:
+    def prepare(self, step: Callable) -> None:
         """Record the step on the index buffer, and leave weights and all else as they were."""
         try:
             with unchanged(self.network, self.optimizer, self.index.device):

@@ -91,11 +91,6 @@ def per_channel(ptr, c, own, default: tl.constexpr):
     return nothing if ptr is None else tl.load(ptr + c, own, default)
 
 
-@triton.jit
-def relu(x):
-    return tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
-
-
 # The CNN's block: MaxPool(dropout(ReLU(batch_norm(x))))
 
 
@@ -200,7 +195,8 @@ def forward_kernel(pooled_ptr, code_ptr, weight_ptr, bias_ptr, stats_ptr, mask_p
     mean, rest, r = read_statistics(stats_ptr, c, own, C)
     x = normalized(tl.load(pooled_ptr + at, inside, 0.0).to(tl.float32), mean, rest, r)
     weight, bias = per_channel(weight_ptr, c, own, 1.0), per_channel(bias_ptr, c, own, 0.0)
-    y = relu(x * weight[None, :] + bias[None, :]) * tl.where(code < 4, factor, 0.0)
+    y = tl.maximum(x * weight[None, :] + bias[None, :], 0.0, propagate_nan=tl.PropagateNan.ALL)
+    y *= tl.where(code < 4, factor, 0.0)
     if mask_ptr is not None:
         mask = tl.load(mask_ptr + (window // size)[:, None] * C + c[None, :], inside, 0.0)
         y *= mask.to(tl.float32)
@@ -325,7 +321,8 @@ def columns_forward_kernel(x_ptr, weight_ptr, bias_ptr, mask_ptr, y_ptr, stats_p
     weight, bias = per_channel(weight_ptr, c, own, 1.0), per_channel(bias_ptr, c, own, 0.0)
     for start in range(0, N, ROWS):
         x, at, inside, _ = load_rows(x_ptr, start, c, own, N, C, ROWS)
-        y = relu(normalized(x, mean, rest, r) * weight[None, :] + bias[None, :]) * factor
+        y = normalized(x, mean, rest, r) * weight[None, :] + bias[None, :]
+        y = tl.maximum(y, 0.0, propagate_nan=tl.PropagateNan.ALL) * factor
         if mask_ptr is not None:
             y = tl.where(tl.load(mask_ptr + at, inside, 0.0) != 0, y, 0.0)
         tl.store(y_ptr + at, y, inside)
