@@ -1,4 +1,5 @@
 # make train    both networks learn CIFAR-10 on this machine; DATA=path takes an image folder instead
+# make check    the tests of layers, networks, training, settings, statistics and documents, in a minute
 # make test     all tests
 # make figures  every figure, table and REPORT.md, from results/
 # make lint     ruff and shellcheck
@@ -13,7 +14,9 @@ DATA ?=
 export DATA_FOLDER := $(value DATA)
 FOLDER := $${DATA_FOLDER:+--data_dir "$$DATA_FOLDER"}  # the shell sees no dollar of its name
 
-.PHONY: help train test lint figures bench gpu faults
+CHECK = layers agreement dropout networks training settings statistics docs house
+
+.PHONY: help train check test lint figures bench gpu faults
 .DELETE_ON_ERROR:
 
 help:  # what `make` alone does: print the lines above
@@ -24,6 +27,9 @@ train: $(VENV)/installed
 
 test: $(VENV)/installed-tests
 	$(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile $(TESTS)
+
+check: TESTS = $(CHECK:%=tests/test_%.py)
+check: test
 
 lint: $(VENV)/installed-tests
 	$(VENV)/bin/ruff check .

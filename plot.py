@@ -11,13 +11,11 @@ from lab.terminal import begin
 if __name__ == "__main__":
     begin()  # before all that takes time, as Ctrl-C may come
 
-import re
 import shlex
 import time
-from pathlib import Path
 
 from lab.options import FILE, Parser
-from store.files import ROOT, UserError, one_line, write_file
+from store.files import ROOT, UserError, lock, one_line, write_file
 
 EPILOG = """\
 Runs need not be finished: a figure shows those that are there and names the missing ones.
@@ -57,24 +55,11 @@ def main() -> int:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
 
 
-def relocated(text: str, options, flags: str, figures: list[Path]) -> str:
-    """The text of a document as it is right in --output: links, figures and commands."""
-    drawn = {path.stem for path in figures}
-    text = re.sub(r"!\[[^]]*\]\(pics/(\w+)\.\w+\)\n*",
-                  lambda match: match[0] if match[1] in drawn else "", text)
-    text = re.sub(r"<details><summary>.*</summary>\s*</details>\n*", "", text)
-    text = re.sub(r"`((\./run_grid\.sh|python (theory|\w+/main)\.py) [^`\n]*)`",
-                  lambda match: f"`{match[1]}{flags}`", text)
-    text = re.sub(r"\]\(([\w/]+\.py|bench/README\.md)",
-                  lambda match: f"]({os.path.relpath(ROOT / match[1], options.output)}", text)
-    return re.sub(r"(\]\(pics/\w+)\.(png|svg|pdf)\)", rf"\1.{options.format})", text)
-
-
 def flags_beside(options, runs) -> str:
     """The flags of commands that make more runs beside the user's own, on the same data."""
     if not options.runs_dir:
         return ""
-    folders = {run.data.get("folder") for run in runs}
+    folders = {folder for run in runs if isinstance(folder := run.data.get("folder"), str)}
     data = folders.pop() if len(folders) == 1 else ""
     flags = {"--runs_dir": options.runs_dir, "--data_dir": data}
     return "".join(f" {flag} {shlex.quote(str(value))}" for flag, value in flags.items() if value)
@@ -91,48 +76,59 @@ def in_no_figure(views, runs) -> list[str]:
 
 
 def draw(options) -> int:
-    from report.explore import write_page, write_runs
+    from report.explore import write_page
+    from report.frame import read_source
     from report.results import collect
-    from report.studies import STUDIES, View, read_source
 
-    start = time.perf_counter()
     if options.collect:
         print(f"{len(collect(options.collect))} runs taken from {options.collect} into results/")
     source = read_source(options.runs_dir)
     if options.explore:
         print(write_page(source, options.explore))
         return 0
-    views = {name: View(study, source) for name, study in STUDIES.items()}
+    with lock(options.output / "pics" / "lock"):  # another plot.py may write to the same place
+        write_all(options, source)
+    return 0
 
+
+def write_all(options, source) -> None:
+    """Figures, tables and the report of these runs, and what is missing on the terminal."""
+    from report.claims import CLAIMS
+    from report.evidence import Evidence, Finding
+    from report.explore import write_runs
     from report.figures import draw_all  # loads matplotlib
-    from report.findings import findings
+    from report.sweeps import differences
     from report.tables import write_tables
-    from report.text import blocks, fill
+    from report.text import Report, fill
 
-    figures = draw_all(views, source, options.output / "pics", options.format)
-    folder = options.output / "results" / "tables"
-    tables = write_tables(views, findings(views, source.theory), folder)
-    tables.append(write_runs(source, folder))
-    parts, flags = blocks(views, source), flags_beside(options, source.records)
-    documents = ["REPORT.md"]
-    if options.output == ROOT and options.runs_dir is None:
-        documents.append("README.md")  # shows the published results alone
-    for name in documents:
-        text = fill((ROOT / name).read_text(encoding="utf-8"), parts)
-        write_file(options.output / name, relocated(text, options, flags, figures).encode())
-    others = in_no_figure(views.values(), source.records) if options.runs_dir else []
+    start = time.perf_counter()
+    evidence = Evidence(source)
+    found = [Finding(claim, evidence) for claim in CLAIMS]
+    place, views = options.output, list(evidence.views.values())
+    figures = draw_all(evidence, found, place / "pics", options.format)
+    folder = place / "results" / "tables"
+    tables = [*write_tables(evidence, found, folder, differences(evidence)),
+              write_runs(source, folder)]
+    report = Report(evidence, found, {path.stem for path in figures}, options.format,
+                    flags_beside(options, source.records), os.path.relpath(ROOT, place))
+    texts = {"REPORT.md": report.render(), "pics/README.md": report.figures_page()}
+    if place == ROOT and options.runs_dir is None:  # README shows the published results alone
+        readme = (ROOT / "README.md").read_text(encoding="utf-8")
+        texts["README.md"] = fill(readme, report.for_readme())
+    for name, text in texts.items():
+        write_file(place / name, text.encode(errors="backslashreplace"))
+    others = in_no_figure(views, source.records) if options.runs_dir else []
     for note in source.notes + others:
         print(one_line(note))
-    if empty := [view.study.name for view in views.values() if not view.curves]:
+    if empty := [view.study.figures for view in views if not view.curves]:
         print(f"no runs yet: {', '.join(empty)}; the report names the command of each")
-    for view in views.values():
+    for view in views:
         if view.curves and view.missing:
             names = ", ".join(view.missing[:5]) + (", …" if len(view.missing) > 5 else "")
             count = f"{len(view.missing)} of {len(view.settings)}"
-            print(f"{view.study.name}: missing {count}: {names}")
-    print(f"{len(figures)} figures, {len(tables)} tables and REPORT.md in {options.output}, "
+            print(one_line(f"{view.study.figures}: missing {count}: {names}"))
+    print(f"{len(figures)} figures, {len(tables)} tables and REPORT.md in {place}, "
           f"{time.perf_counter() - start:.1f} s")
-    return 0
 
 
 if __name__ == "__main__":

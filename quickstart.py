@@ -91,6 +91,8 @@ def summarize(runs: dict, picture: Path) -> None:
     """A table of the runs, and their accuracy over the epochs as a picture."""
     from matplotlib.figure import Figure
 
+    import store.figures  # noqa: F401  matplotlib as the project sets it
+
     source = next((run.data["source"] for run in runs.values() if "source" in run.data), "unknown")
     axes = (figure := Figure(figsize=(7, 4), layout="constrained")).subplots()
     for (name, run), colour in zip(runs.items(), ("#0072b2", "#d55e00"), strict=True):

@@ -4,13 +4,13 @@
     bagging      squared error of averaged networks against v/k + (k - 1) c/k, and of averaged masks
     statistics   how far a batch's mean and variance lie from the training set's; use of them
     shifts       test accuracy when all images are moved by 0 to 8 pixels
+    order        dropout before max pooling: what it does to the statistics behind it (CNN)
     rates        nine learning rates from 0.0001 to 1, with and without BatchNorm: 18 short runs
     confusion    which classes the CNN of the best validation accuracy confuses
-    filters      its first layer
 
 The numbers land in RUNS_DIR/theory.json, the runs of `rates` among the others; plot.py draws both.
-The first three take 1024_0.001_0.2 (MLP) and 128_0.001_0.2 (CNN), a network per seed, at its best
-validation accuracy.
+The first three take 1024_0.001_0.2 (MLP) and 128_0.001_0.2 (CNN), `order` the runs of the studies
+dropout_type and pooling: a network per seed, at its best validation accuracy.
 
 exit code: 0 done, 2 something for you to mend, such as runs that are not there
 """
@@ -30,7 +30,7 @@ from lab.options import FILE, Parser, number
 from store.files import ROOT, UserError
 from store.settings import NETWORKS, SETTINGS
 
-TOPICS = ("bagging", "statistics", "shifts", "confusion", "filters", "rates")
+TOPICS = ("bagging", "statistics", "shifts", "order", "confusion", "rates")
 
 
 def main() -> int:

@@ -26,8 +26,8 @@ import mlp.model
 from fast import machine
 from fast.processor import processor
 from report.results import write_theory
-from report.studies import BATCH_SIZES
 from store.settings import Settings
+from studies import BATCH_SIZES
 from training import Trainer
 
 BUILD = {"mlp": mlp.model.build, "cnn": cnn.model.build}

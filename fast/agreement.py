@@ -102,6 +102,8 @@ def unwatched() -> bool:
 def untouched(module: nn.Module) -> bool:
     """Whether no hook, wrapper or foreign kind of tensor is in a module."""
     own = module.__dict__
+    if isinstance(module, torch.jit.ScriptModule):  # keeps its parameters elsewhere
+        return False
     for each in (*own["_parameters"].values(), *own["_buffers"].values()):
         if type(each) not in PLAIN:
             return False

@@ -215,6 +215,8 @@ def draw_mistakes(path: Path, test: Split, probabilities: Tensor, classes: list[
     """Draw the pictures whose wrong class got the highest probability; returns their number."""
     from matplotlib.figure import Figure
 
+    import store.figures  # noqa: F401  matplotlib as the project sets it
+
     images, labels = test
     confidence, predicted = probabilities.max(1)
     wrong = (predicted != labels).nonzero().flatten()

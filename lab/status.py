@@ -107,9 +107,9 @@ def summary(entries: list[Entry]) -> str:
 def print_plan(plan: list[Entry]) -> None:
     """For --dry-run: folder, epochs, and the state of what is there."""
     for entry in plan:
-        state = entry.read().state.replace("missing", "")
-        epochs = plural(entry.num_epochs, "epoch")
-        print(one_line(f"{entry.folder.folder}  ({epochs})  {state}").rstrip())
+        state, epochs = entry.read().state, plural(entry.num_epochs, "epoch")
+        text = f"{entry.folder.folder}  ({epochs})  {'' if state == 'missing' else state}"
+        print(one_line(text).rstrip())
 
 
 def print_status(plan: list[Entry]) -> None:

@@ -5,22 +5,27 @@ the latter two is all that varies, a scale from dark to light says it too. All d
 so that grey and all common kinds of colour vision keep them apart.
 """
 
+import math
 import textwrap
 
+import store.figures  # noqa: F401  before the rest of matplotlib
+
+# isort: split
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 from PIL import Image
 
-from report.studies import View
+from report.frame import Curve, View, plural
+from report.statistics import Pool
 
 matplotlib.rcParams.update({
     "font.size": 10.5, "axes.titlesize": 12, "axes.titleweight": "bold",
     "axes.titlelocation": "left", "axes.spines.top": False, "axes.spines.right": False,
     "axes.grid": True, "grid.color": "#dddddd", "grid.linewidth": 0.6, "axes.axisbelow": True,
     "legend.frameon": False, "legend.fontsize": 9.5, "legend.handlelength": 3,
-    "svg.hashsalt": "figures", "image.cmap": "cividis"})
+    "svg.hashsalt": "figures", "image.cmap": "cividis", "text.parse_math": False})
 BLUE, ORANGE, SKY, GREY, GREEN = "#0b4f8a", "#d55e00", "#6cb6e0", "#777777", "#009e73"
 OF_NETWORK = {"mlp": ORANGE, "cnn": BLUE}
 HUES = {0.001: BLUE, 0.0005: ORANGE, 0.0001: SKY}  # of learning rates
@@ -62,7 +67,7 @@ def headline(figure: Figure, text: str) -> None:
 def notes(figure: Figure, *lines: str) -> None:
     """Small print at the bottom; all else is laid out above it."""
     width = int(15.6 * figure.get_figwidth())
-    wrapped = [part for line in lines if line for part in textwrap.wrap(line, width)]
+    wrapped = [part for line in lines if line for part in textwrap.wrap(shortened(line), width)]
     below = (0.12 + 0.145 * len(wrapped)) / figure.get_figheight()
     figure.text(0.008, 0.012, "\n".join(wrapped), fontsize=SMALL, color="#555555", va="bottom",
                 linespacing=1.2)
@@ -72,30 +77,25 @@ def notes(figure: Figure, *lines: str) -> None:
     figure.set_layout_engine("constrained", rect=(0.004, below, 0.992, 0.99 - below))
 
 
+def shortened(text: str) -> str:
+    """What a foreign run's configuration says may be of any length, or no text."""
+    text = text if len(text) <= 600 else f"{text[:600]} …"
+    return text.encode(errors="replace").decode()
+
+
 def footer(view: View, *lines: str) -> list[str]:
     """On what data, over how many epochs and seeds, of which code, and what is missing."""
     names = ", ".join(view.missing[:3])
     more = f" and {len(view.missing) - 3} more" if len(view.missing) > 3 else ""
-    epochs = f"{view.epochs} epoch{'s' * (view.epochs != 1)}"
-    return [f"{view.data}; {epochs}, {view.seeds_text}" + f"; {view.origin}" * (not view.is_of_one),
+    return [f"{view.data}; {plural(view.epochs, 'epoch')}, {view.seeds_text}"
+            + f"; {view.origin}" * (not view.is_of_one),
             *lines, f"missing, {len(view.missing)} of {len(view.settings)}: {names}{more}"
             if view.missing else ""]
 
 
-def of_quarter(view: View) -> str:
-    """What a point over the settings of a study is."""
-    return "mean over the last quarter of the epochs" + "; bars: ± 1 sd over seeds" * (
-        max(view.seeds) > 1)
-
-
 def title_of(view: View, text: str) -> str:
     """With the number of epochs where it is not the protocol's."""
-    return text + (f" ({view.epochs} epochs)" if view.epochs != view.study.epochs else "")
-
-
-def pair(figure: Figure):
-    figure.set_size_inches(8.4, 4.2)
-    return figure.subplots(1, 2)
+    return text + (f" ({plural(view.epochs, 'epoch')})" if view.epochs != view.study.epochs else "")
 
 
 def legend_below(figure: Figure, columns: int = 3) -> None:
@@ -132,8 +132,8 @@ def log_axis(axes, values, label: str) -> None:
     axes.minorticks_off()
 
 
-def spread(values: list[float], gap: float) -> np.ndarray:
-    """Places from 0 to 1, at least `gap` apart, as near to the values as may be."""
+def apart(values: list[float], gap: float) -> np.ndarray:
+    """Positions in 0…1, at least `gap` apart, close to the values."""
     order = np.argsort(values)
     places = np.clip(np.array(values, float)[order], 0, 1)
     for _ in range(300):
@@ -157,7 +157,7 @@ def label_ends(axes, texts: list[str], gap: float = 0.054) -> None:
     box, lines = axes.viewLim, list(axes.lines)
     ends = [((x[-1] - box.x0) / box.width, min(max((y[-1] - box.y0) / box.height, 0), 1))
             for x, y in (line.get_data() for line in lines)]
-    for line, text, (x, y), place in zip(lines, texts, ends, spread([y for _, y in ends], gap),
+    for line, text, (x, y), place in zip(lines, texts, ends, apart([y for _, y in ends], gap),
                                          strict=True):
         axes.plot([x, x + 0.03], [y, place], color="#999999", lw=0.6, transform=axes.transAxes,
                   clip_on=False)
@@ -165,9 +165,37 @@ def label_ends(axes, texts: list[str], gap: float = 0.054) -> None:
                       fontsize=9.5, color=ink(line.get_color()), annotation_clip=False)
 
 
-def line(axes, x, curves, measure: str, factor: float = 100, **style):
-    """A measure over x, a point per curve, with one standard deviation where there are seeds."""
+def line(axes, x, curves: list[Curve], measure: str, pool: Pool, factor: float = 100, **style):
+    """A measure over x with 95 % intervals; a hollow marker is a single run."""
+    if not curves:
+        return
     y = [factor * curve.mean(measure) for curve in curves]
-    errors = [factor * curve.deviation(measure) for curve in curves]
-    axes.errorbar(x, y, yerr=np.nan_to_num(errors), capsize=2, elinewidth=0.8,
-                  **{"marker": "o", "ms": 4.5} | style)
+    halves = [factor * pool.estimate(measure, curve).half for curve in curves]
+    style = {"marker": "o", "ms": 5} | style
+    axes.errorbar(x, y, yerr=np.nan_to_num(halves), capsize=2, elinewidth=0.8, **style)
+    single = [i for i, curve in enumerate(curves) if len(curve.runs) == 1]
+    axes.plot([x[i] for i in single], [y[i] for i in single], ls="", marker=style["marker"],
+              ms=style["ms"], color=style["color"], mfc="white", zorder=3)
+
+
+INTERVALS = "bars: 95 % intervals, with the pooled deviation below 3 seeds; hollow: one seed"
+
+
+def limit(axes, lines: list[np.ndarray]) -> bool:
+    """Limit the y axis to all but the first epochs, which would flatten the rest."""
+    later = np.concatenate([values[-(-len(values) // 8):] if len(values) > 4 else values
+                            for values in lines])
+    low, high = later.min(), later.max()
+    pad = 0.05 * (high - low) or 1e-3
+    axes.set_ylim(low - pad, high + pad)
+    return any(values.min() < low - pad or values.max() > high + pad for values in lines)
+
+
+def epoch_axis(axes, last: int) -> None:
+    step = next((step for step in (1, 5, 10, 20) if last <= 12 * step), last // 10)
+    axes.set_xlim((1, last) if last > 1 else (0.5, 1.5))
+    axes.set_xticks([1, *range(step + (step == 1), last + 1, step)])
+
+
+def is_there(estimate) -> bool:
+    return estimate is not None and not math.isnan(estimate.half)

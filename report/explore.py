@@ -9,8 +9,8 @@ import re
 from pathlib import Path
 
 from report.drawing import DASHES, HUES, OF_NETWORK
+from report.frame import Source
 from report.results import data_name
-from report.studies import Source, summary
 from report.variance import grids, shares
 from store.files import UserError, as_csv, make_folder, one_line, plural, write_file
 from store.run import COLUMNS, Run
@@ -25,7 +25,7 @@ MORE_HUES = ("#c98a00", "#009e73", "#aa4499", "#888888", "#a0522d", "#e07ba8", "
 LONGEST, WIDEST = 300, 40  # letters on the page of any text and of a setting, if a stranger's
 
 
-def flat(run: Run) -> dict:
+def flat(run: Run, source: Source) -> dict:
     """All of a run but its curves, a value per column; results as in the report's other tables."""
     values = {key: run.config.get(key, own.default_of(run.network))  # older runs do not name all
               for key, own in SETTINGS.items()} | {
@@ -34,8 +34,7 @@ def flat(run: Run) -> dict:
         "state": "finished" if run.result else "failed" if run.failure else "unfinished",
         "seconds": round(sum(row["seconds"] for row in run.rows), 3),
         "failure": run.failure.get("reason") if run.failure else None}
-    if run.rows:
-        values |= summary(run.rows)
+    values |= source.summaries.get((run.network, run.name), {})
     return {key: encodable(values.get(key)) for key in FLAT}
 
 
@@ -49,7 +48,8 @@ def encodable(value):
 def write_runs(source: Source, folder: Path) -> Path:
     """runs.csv: a row per run, those of no study too. The same runs give the same bytes."""
     make_folder(folder)
-    rows = sorted(map(flat, source.records), key=lambda row: (row["network"], row["name"]))
+    rows = sorted((flat(run, source) for run in source.records),
+                  key=lambda row: (row["network"], row["name"]))
     write_file(folder / "runs.csv", as_csv(FLAT, rows))
     return folder / "runs.csv"
 
@@ -74,7 +74,7 @@ def write_page(source: Source, path: Path) -> str:
 
 
 def page_data(source: Source) -> dict:
-    rows = [page_row(run) for run in source.records]
+    rows = [page_row(run, source) for run in source.records]
     others = {row["learning_rate"] for row in rows} - {*HUES}
     hues = HUES | {rate: MORE_HUES[i % len(MORE_HUES)]
                    for i, rate in enumerate(sorted(others, key=lambda x: (str(type(x)), x)))}
@@ -92,10 +92,10 @@ def page_data(source: Source) -> dict:
                       for network, grid in found["val_acc"].items()]}
 
 
-def page_row(run: Run) -> dict:
+def page_row(run: Run, source: Source) -> dict:
     """A run and its curves. Runs of one group differ in their seed alone."""
     config = {key: part for key, part in run.config.items() if key not in SETTINGS}
-    return {**shortened(flat(run)), "machine": shortened(dict(leaves("", config))),
+    return {**shortened(flat(run, source)), "machine": shortened(dict(leaves("", config))),
             "group": f"{run.network}/{run.setting}/{run.variant}/{run.fingerprint[:LONGEST]}",
             "curves": {key: [row[key] for row in run.rows] for key in CURVES}}
 

@@ -1,62 +1,45 @@
-"""Intervals and decisions: Welch's t, a pooled deviation where seeds are few, Holm's correction.
+"""Intervals and decisions: Welch's t, a pooled deviation where runs are few, Holm's correction.
 
 Runs of one seed share initial weights and the order of the images. Intervals are unpaired all the
-same, which makes them wider: with three seeds pairing costs more degrees of freedom than it gains.
-An interval covers the seed, that is initial weights, order of the images and masks. It does not
-cover the choice of the 10,000 validation images, which all runs share.
+same: with three seeds pairing costs more degrees of freedom than it gains. An interval covers the
+seed, that is initial weights, order of the images and masks. It does not cover the choice of the
+10,000 validation images, which all runs share.
 """
 
 import math
-from functools import cache
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
+from scipy import stats
 
-from report.studies import Curve, View
+from report.frame import Curve, View
 
 LEVEL = 0.05
-FEW = 3  # with fewer seeds a setting's own deviation says too little
-
-
-@cache
-def _t_table(freedom: float) -> tuple[np.ndarray, np.ndarray]:
-    """Angles, and the probability that |T| lies below sqrt(freedom) tan(angle).
-
-    T is Student's; the angle's density is proportional to cos(angle)^(freedom - 1).
-    """
-    angles = np.linspace(0, math.pi / 2, 100_001)
-    density = np.cos(angles) ** (freedom - 1)
-    below = np.concatenate([[0], np.cumsum((density[1:] + density[:-1]) / 2)])
-    return angles, below / below[-1]
+FEW = 3  # with fewer runs a setting's own deviation says too little
 
 
 def t_quantile(freedom: float, probability: float = 1 - LEVEL / 2) -> float:
-    angles, below = _t_table(freedom)
-    angle = np.interp(2 * probability - 1, below, angles)
-    return math.sqrt(freedom) * math.tan(angle)
+    return float(stats.t.ppf(probability, freedom))
 
 
 def p_value(t: float, freedom: float) -> float:
     """How probable a value as far from 0 as t is, in both directions."""
-    angles, below = _t_table(freedom)
-    return float(1 - np.interp(math.atan(abs(t) / math.sqrt(freedom)), angles, below))
+    return float(2 * stats.t.sf(abs(t), freedom))
 
 
 def holm(values: list[float]) -> list[float]:
     """The p values of a family, corrected for their number (Holm 1979)."""
-    order = sorted(range(len(values)), key=values.__getitem__)
-    corrected, highest = [1.0] * len(values), 0.0
-    for rank, i in enumerate(order):
-        highest = max(highest, min(1.0, (len(values) - rank) * values[i]))
-        corrected[i] = highest
-    return corrected
+    ranked = pd.Series(values, dtype=float).sort_values(kind="stable")
+    corrected = (ranked * np.arange(len(ranked), 0, -1)).clip(upper=1).cummax()
+    return corrected.sort_index().tolist()
 
 
 class Estimate(NamedTuple):
     """A mean, or a difference of two, with its standard error and degrees of freedom."""
 
     mean: float
-    error: float  # nan: no setting has a second seed
+    error: float  # nan: no setting has a second run
     freedom: float
     seeds: tuple[int, ...]  # of each setting in it
     epochs: str = ""
@@ -65,7 +48,9 @@ class Estimate(NamedTuple):
     @property
     def half(self) -> float:
         """Half of the 95 % interval."""
-        return math.nan if math.isnan(self.error) else t_quantile(self.freedom) * self.error
+        if not self.error > 0:
+            return self.error
+        return t_quantile(self.freedom) * self.error
 
     @property
     def n(self) -> str:
@@ -76,22 +61,28 @@ class Estimate(NamedTuple):
             return f"{self.mean:+.4f}"
         return f"{self.mean:+.4f} [{self.mean - self.half:+.4f}, {self.mean + self.half:+.4f}]"
 
+    @property
+    def points(self) -> str:
+        """In percentage points, as a difference of accuracies is read."""
+        mean, half = 100 * self.mean, 100 * self.half
+        interval = "" if math.isnan(half) else f" [{mean - half:+.1f}, {mean + half:+.1f}]"
+        return f"{mean:+.1f}{interval}"
+
 
 class Pool:
-    """Standard deviations over the seeds, pooled over the settings of a network and length.
+    """Standard deviations over the runs, pooled over the settings of a network and length.
 
-    With fewer than `few` seeds of a setting, estimates take the pooled one.
+    With fewer than `few` runs of a setting, estimates take the pooled one.
     """
 
     def __init__(self, views: dict[str, View], few: float = FEW):
         self.few = few
-        self.curves = {(curve.network, curve.epochs,
-                        *(run.name for run in curve.runs.values())): curve
+        self.curves = {(curve.network, curve.epochs, *curve.numbers.index): curve
                        for view in views.values() for curve in view.curves.values()
                        if len(curve.runs) > 1}
         self.known: dict[tuple, tuple[float, float]] = {}
 
-    def deviation(self, network: str, epochs: int, measure) -> tuple[float, float]:
+    def deviation(self, network: str, epochs: int, measure: str) -> tuple[float, float]:
         """The pooled deviation and its degrees of freedom; nan and 0 if there is none."""
         key = (network, epochs, measure)
         if key not in self.known:
@@ -100,32 +91,31 @@ class Pool:
                 if (curve.network, curve.epochs) == (network, epochs)])
         return self.known[key]
 
-    def estimate(self, measure, *curves: Curve | None) -> Estimate | None:
+    def estimate(self, measure: str, *curves: Curve | None) -> Estimate | None:
         """The mean of one setting, the difference of two (Welch), or a − b − (c − d) of four.
 
         None if one is missing.
         """
-        if None in curves:
+        if None in curves or not curves:
             return None
-        few = min(len(curve.runs) for curve in curves) < self.few
-        parts = [self.deviation(curve.network, curve.epochs, measure) if few
-                 else (curve.deviation(measure), len(curve.runs) - 1) for curve in curves]
-        squares = [deviation ** 2 / len(curve.runs)
-                   for (deviation, _), curve in zip(parts, curves, strict=True)]
+        runs = np.array([len(curve.runs) for curve in curves])
+        few = bool(runs.min() < self.few)
+        deviations, freedoms = np.array([
+            self.deviation(curve.network, curve.epochs, measure) if few
+            else (curve.deviation(measure), len(curve.runs) - 1) for curve in curves]).T
+        squares = deviations ** 2 / runs
         shared = few and len({(curve.network, curve.epochs) for curve in curves}) == 1
-        if shared or not sum(squares) > 0:
-            freedom = parts[0][1]
-        else:
-            freedom = sum(squares) ** 2 / sum(
-                square ** 2 / n for square, (_, n) in zip(squares, parts, strict=True) if n)
+        freedom = freedoms[0]
+        if not shared and squares.sum() > 0:
+            own = freedoms > 0
+            freedom = squares.sum() ** 2 / (squares[own] ** 2 / freedoms[own]).sum()
         mean = sum(sign * curve.mean(measure)
                    for sign, curve in zip((1, -1, -1, 1), curves, strict=False))
-        return Estimate(mean, math.sqrt(sum(squares)), freedom,
-                        tuple(len(curve.runs) for curve in curves),
+        return Estimate(mean, math.sqrt(squares.sum()), float(freedom), tuple(runs.tolist()),
                         " and ".join(dict.fromkeys(str(curve.epochs) for curve in curves)), few)
 
 
-def pooled(groups: list[dict[int, float]]) -> tuple[float, float]:
+def pooled(groups: list[pd.Series]) -> tuple[float, float]:
     """The deviation within groups of numbers by seed, and its degrees of freedom; nan, 0 for none.
 
     If numbers of one seed correlate by rho, so do the k groups' variances, by rho^2. This divides
@@ -134,14 +124,10 @@ def pooled(groups: list[dict[int, float]]) -> tuple[float, float]:
     freedom = sum(len(group) - 1 for group in groups)
     if not freedom:
         return math.nan, 0
-    shared: dict[int, float] = {}  # the sum of all groups' residuals, by seed
-    squares = 0.0
-    for group in groups:
-        mean = sum(group.values()) / len(group)
-        for seed, value in group.items():
-            shared[seed] = shared.get(seed, 0) + value - mean
-            squares += (value - mean) ** 2
-    k, together = len(groups), sum(value ** 2 for value in shared.values())
+    rest = pd.concat([group - group.mean() for group in groups])
+    squares = float((rest ** 2).sum())
+    together = float((rest.groupby(level=0).sum() ** 2).sum())
+    k = len(groups)
     rho = max(0, together / squares - 1) / (k - 1) if k > 1 and squares > 0 else 0
     return math.sqrt(squares / freedom), freedom / (1 + (k - 1) * rho ** 2)
 

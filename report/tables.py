@@ -3,27 +3,27 @@
 import math
 from pathlib import Path
 
-from report.findings import Count, Finding
-from report.studies import Curve, View
-from store.files import as_csv, make_folder, write_file
+import pandas as pd
 
-MEASURES = {"val_loss": "lowest validation loss", "best_epoch": "best epoch",
+from report.evidence import BEST, LAST, MEASURES, TEST, Evidence, Finding
+from report.frame import Curve, View
+from store.files import make_folder, write_file
+
+COLUMNS = {"val_loss": "lowest validation loss", "best_epoch": "best epoch",
            "train_acc": "training accuracy there", "val_acc": "best validation accuracy",
            "test_acc": "test accuracy there", "test_loss": "test loss there",
            "quarter_train_acc": "training accuracy, last quarter",
            "quarter_val_acc": "validation accuracy, last quarter",
            "quarter_test_acc": "test accuracy, last quarter",
            "last_train_acc": "training accuracy, last epoch",
-           "last_val_acc": "validation accuracy, last epoch"}
-SHOWN = ("val_loss", "best_epoch", "train_acc", "val_acc", "test_acc", "quarter_train_acc",
-         "quarter_val_acc", "last_val_acc")  # in the report; results/tables/ has all
+           "last_val_acc": "validation accuracy, last epoch"}  # all of them in results/tables/
 NOT_YET = "Not run yet."
 
 
 def value(curve: Curve, key: str) -> str:
     digits = int(len(curve.runs) > 1) if key == "best_epoch" else 4
-    spread = f" ± {curve.deviation(key):.{digits}f}" if len(curve.runs) > 1 else ""
-    return f"{curve.mean(key):.{digits}f}{spread}"
+    deviation = f" ± {curve.deviation(key):.{digits}f}" if len(curve.runs) > 1 else ""
+    return f"{curve.mean(key):.{digits}f}{deviation}"
 
 
 def markdown(header: list[str], rows: list[list]) -> str:
@@ -31,59 +31,81 @@ def markdown(header: list[str], rows: list[list]) -> str:
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
 
 
-def curve_table(curves: list[Curve], keys=tuple(MEASURES)) -> str:
-    return markdown(["setting", "seeds", "epochs", *(MEASURES[key] for key in keys)],
+def curve_table(curves: list[Curve], keys=tuple(COLUMNS)) -> str:
+    return markdown(["setting", "seeds", "epochs", *(COLUMNS[key] for key in keys)],
                     [[f"`{curve.label}`", len(curve.runs), curve.epochs,
                       *(value(curve, key) for key in keys)]
                      for curve in curves]) if curves else NOT_YET
 
 
 def p_text(p: float) -> str:
-    return f"= {p:.3f}" if p >= 0.001 else "< 0.001"
+    return f"{p:.3f}" if p >= 0.001 else "< 0.001"
 
 
-def finding_rows(finding: Finding) -> list[list]:
-    """The numbers of a claim: by the last quarter, and what stands beside it."""
+def numbers_of(finding: Finding) -> list[list]:
+    """The numbers of a claim, by its own measure and by the others."""
     rows = []
-    for check, p, verdict in finding.decided:
-        estimate, beside = check.estimate, getattr(check, "beside", {})
-        shown = str(check) if isinstance(check, Count) else str(estimate or "not run yet")
-        rows.append([check.what, shown,
-                     *(beside.get(key, "–") for key in ("best epoch", "last epoch", "test")),
-                     estimate.n if estimate else "–", estimate.epochs if estimate else "–",
-                     "–" if math.isnan(p) else p_text(p).removeprefix("= "), verdict])
+    for number, p, verdict in finding.decided():
+        own = number.by.get(finding.by)
+        others = [number.by.get(by, "–") for by in (BEST, LAST, TEST)]
+        rows.append([number.what, number.of, own or (str(number) if hasattr(number, "counts")
+                                                     else "not run yet"),
+                     *others, own.n if own else "–", own.epochs if own else "–",
+                     p_text(p) if own and not math.isnan(own.error) else "–", verdict])
     return rows
 
 
-HEADER = ["number", "difference [95 %]", "by the best epoch", "by the last epoch",
-          "on the test images", "seeds", "epochs", "p (Holm)", "of this"]
+NUMBERS = ["", "claim", "verdict", "number", "of", "decides [95 %]", "by the best epoch",
+           "by the last epoch", "on the test images", "seeds", "epochs", "p (Holm)", "of this"]
 
 
 def verdict_table(found: list[Finding]) -> str:
-    return markdown(["", "claim", "verdict"],
-                    [[f.number, f.claim, f"**{f.verdict}**" + f": {f.reason}" * bool(f.reason)]
-                     for f in found])
+    """Each claim, what it is said of, its verdict, and the verdict by each measure."""
+    rows = []
+    for each in found:
+        reason = f": {each.reason}" * bool(each.reason)
+        words = each.claim.words + f" ({each.claim.said_of})" * (each.claim.said_of != "–")
+        rows.append([each.claim.number, words, f"**{each.verdict()}**{reason}",
+                     *(each.by_measure(by) for by in MEASURES)])
+    return markdown(["", "claim", "verdict", *MEASURES], rows)
 
 
-def write_tables(views: dict[str, View], found: list[Finding], folder: Path) -> list[Path]:
+def write_tables(evidence: Evidence, found: list[Finding], folder: Path,
+                 differences: str) -> list[Path]:
     """Every table as Markdown and CSV; means over the seeds, their deviation in a column _sd."""
     make_folder(folder)
     paths = []
-    for name, view in views.items():
+    for name, view in evidence.views.items():
         curves = list(view.curves.values())
-        header = ["network", "setting", "seeds", "epochs", "code",
-                  *(f"{key}{end}" for key in MEASURES for end in ("", "_sd"))]
-        rows = [[curve.network, curve.label, len(curve.runs), curve.epochs,
-                 " ".join(curve.versions), *(f"{number:.6g}" for key in MEASURES for number in (
-                     curve.mean(key), curve.deviation(key)))] for curve in curves]
-        paths += _write_table(folder / name, curve_table(curves), header, rows)
-    rows = [[f.number, f.claim, f.verdict, *row] for f in found for row in finding_rows(f)]
-    header = ["", "claim", "verdict", *HEADER]
-    return paths + _write_table(folder / "findings", markdown(header, rows), header, rows)
+        frame = pd.DataFrame([{
+            "network": curve.network, "setting": curve.label, "seeds": len(curve.runs),
+            "epochs": curve.epochs, "code": " ".join(curve.versions)} | {
+            f"{key}{end}": number(key) for key in COLUMNS
+            for end, number in (("", curve.mean), ("_sd", curve.deviation))} for curve in curves],
+            columns=["network", "setting", "seeds", "epochs", "code",
+                     *(f"{key}{end}" for key in COLUMNS for end in ("", "_sd"))])
+        paths += _write(folder / name, curve_table(curves), frame)
+    rows = [[each.claim.number, each.claim.words, each.verdict(), *row]
+            for each in found for row in numbers_of(each)]
+    paths += _write(folder / "findings", markdown(NUMBERS, rows),
+                    pd.DataFrame(rows, columns=NUMBERS))
+    for name, text in (("runs", origins(evidence.views)), ("differences", differences)):
+        write_file(folder / f"{name}.md", f"{text}\n".encode())
+        paths.append(folder / f"{name}.md")
+    return paths
 
 
-def _write_table(stem: Path, text: str, header: list[str], rows: list[list]) -> list[Path]:
+def origins(views: dict[str, View]) -> str:
+    """What ran: how much of each study, for how long, by which code, and by which command."""
+    return markdown(
+        ["study", "settings finished", "epochs", "runs of each", "made by", "command"],
+        [[view.study.title, f"{len(view.settings) - len(view.missing)} of {len(view.settings)}",
+          view.epochs or "–", view.seeds_text if view.curves else "–", view.origin or "–",
+          f"`{view.command}`"] for view in views.values()])
+
+
+def _write(stem: Path, text: str, frame: pd.DataFrame) -> list[Path]:
     write_file(stem.with_suffix(".md"), f"{text}\n".encode())
-    write_file(stem.with_suffix(".csv"),
-               as_csv(header, (dict(zip(header, row, strict=True)) for row in rows)))
+    table = frame.to_csv(index=False, float_format="%.6g", na_rep="nan", lineterminator="\n")
+    write_file(stem.with_suffix(".csv"), table.encode())
     return [stem.with_suffix(".md"), stem.with_suffix(".csv")]

@@ -1,139 +1,391 @@
-"""The parts of REPORT.md and README.md that follow from the runs.
-
-The prose stands in REPORT.md; what depends on the runs stands there between `<!-- NAME -->` and
-`<!-- /NAME -->`, and `fill` writes it. `blocks` makes all of it.
-"""
+"""What REPORT.md.j2 fills in: each method below is a sentence, a table or a link of the report."""
 
 import ast
 import math
+import os
 import re
 from collections import Counter
+from pathlib import Path
 
+import jinja2
 import numpy as np
 
-from report import arguments, measured
-from report.arguments import points
-from report.curves import SPLITS
-from report.findings import FAILS, HOLDS, UNDECIDED, Claims, Finding, findings
-from report.measured import figure
-from report.results import data_name, seconds
-from report.statistics import FEW, Pool, optimism
-from report.studies import BASES, DROP_RATES, EPOCHS, Curve, Source, View, summary
-from report.tables import (
-    HEADER,
-    MEASURES,
-    NOT_YET,
-    SHOWN,
-    curve_table,
-    finding_rows,
-    markdown,
-    value,
-    verdict_table,
-)
+from report import measured, sweeps
+from report.evidence import BEST, FAILS, HOLDS, QUARTER, UNDECIDED, Cell, Evidence, Finding, cell
+from report.figures import QUANTITIES, SPLITS
+from report.frame import EPOCHS, Curve, View, command, plural, processor
+from report.results import data_name
+from report.statistics import FEW, Pool, holm, optimism
+from report.tables import COLUMNS, NOT_YET, markdown, value, verdict_table
 from store.files import ROOT
 from store.run import duration
 from store.settings import NETWORKS
+from studies import STUDIES, SWEEP
 
 PUBLISHED = {"mlp": (0.524, 1.367), "cnn": (0.7397, 0.7902)}  # test accuracy and loss
-CLAIMS = {"MLP": (1, 4), "CNN": (2,), "MLP_ablation": (7,), "CNN_ablation": (3, 5, 6, 8, 9, 10, 11),
-          "dimention": (12,), "dropout": (13, 14), "batchsize": (15, 16)}
-MORE_FIGURES = {
-    "MLP": [("MLP_heatmap", "MLP grid: every setting")],
-    "CNN": [("CNN_heatmap", "CNN grid: every setting")],
-    "CNN_ablation": [("networks", "The CNN beside the MLP")],
-    "dimention": [("dropout_types", "Accuracy over the drop rate")]}
-CODE = ("BatchNorm.forward", "BatchNorm.uses_batch_statistics", "BatchNorm.track",
-        "Dropout.forward")
+OLDER_STUDIES = ("MLP", "CNN", "MLP_ablation", "CNN_ablation", "dimention", "dropout", "batchsize")
+SHORT = ("val_loss", "val_acc", "test_acc", "quarter_val_acc")
 AIM = 0.8  # test accuracy
 AIM_ERROR = 2 * math.sqrt(AIM * (1 - AIM) / 10_000)  # two standard errors of so many images
 
 
-def fill(text: str, parts: dict[str, str]) -> str:
-    """`text` with what stands between <!-- NAME --> and <!-- /NAME --> replaced by parts[NAME]."""
-    return re.sub(r"<!-- ([\w.]+) -->\n.*?<!-- /\1 -->",
-                  lambda match: f"<!-- {match[1]} -->\n{parts[match[1]]}\n<!-- /{match[1]} -->",
-                  text, flags=re.DOTALL)
+def base(network: str, **more) -> Cell:
+    values = {"without_BatchNorm": False, "without_dropout": False} | more
+    return cell(f"{network}_ablation", **values)
 
 
-def blocks(views: dict[str, View], source: Source) -> dict[str, str]:
-    """All that is written from the runs, by name."""
-    found, claims = findings(views, source.theory), Claims(views)
-    parts = {"summary": summarize(views, found, claims), "results": best_table(views),
-             "runs": what_ran(views, source), "spread": spread(claims),
-             "findings": f"{figure('claims', 'All claims as intervals')}\n\n{verdict_table(found)}"
-                         f"\n\n{otherwise(views, source, found)}",
-             "variance": figure("variance", "How much each setting decides"),
-             "published": against_published(views), "far": how_far(source),
-             "rates": "\n\n".join(measured.learning_rates(views[f"{name.upper()}_learning_rates"])
-                                  for name in NETWORKS),
-             "bagging": measured.of_topic(source, "bagging", measured.bagging),
-             "statistics": measured.of_topic(source, "statistics", measured.statistics),
-             "shifts": measured.shifts(source),
-             "confusion": measured.confusion(source.theory.get("cnn", {}).get("confusion"))}
-    parts |= {name: study(views[name], found, claims) for name in CLAIMS}
-    parts |= {name: argument(name, views, claims.pool) for name in arguments.FIGURES}
-    parts["batchsize"] += "\n\n" + measured.epoch_seconds(source)
-    return parts | {name: quote("layers/modules.py", name) for name in CODE}
+class Report:
+    """The report of some evidence, beside which its figures and tables lie.
 
+    `drawn` names the figures that are there; commands get `flags`, and links to files of the
+    repository start at `root`.
+    """
 
-def otherwise(views: dict[str, View], source: Source, found: list[Finding]) -> str:
-    """Which verdicts depend on whose deviation is taken."""
-    pooled = findings(views, source.theory, few=math.inf)
-    changed = [f"{one.number} ({other.verdict})" for one, other in zip(found, pooled, strict=True)
-               if one.verdict != other.verdict]
-    return ("With the pooled deviation in every comparison, not only where seeds are few, "
-            + (f"these claims come out otherwise: {', '.join(changed)}." if changed
-               else "no claim comes out otherwise."))
+    def __init__(self, evidence: Evidence, found: list[Finding], drawn: set[str],
+                 kind: str = "png", flags: str = "", root: str = "."):
+        self.evidence, self.views, self.found = evidence, evidence.views, found
+        self.source, self.pool, self.drawn = evidence.source, evidence.pool, drawn
+        self.kind, self.flags, self.root = kind, flags, root
+        self.claims = {finding.claim.number: finding for finding in found}
 
+    def render(self, template: str = "REPORT.md.j2") -> str:
+        environment = jinja2.Environment(
+            loader=jinja2.FileSystemLoader(Path(__file__).parent), trim_blocks=True,
+            lstrip_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined)
+        names = {name: getattr(self, name) for name in dir(self) if name[0] != "_"}
+        text = environment.get_template(template).render(
+            names, measured=measured, sweeps=sweeps, verdict_table=verdict_table)
+        return re.sub(r"\n{3,}", "\n\n", text)
 
-def quote(file: str, name: str) -> str:
-    """The code of Class.method, as it stands in the file now."""
-    text = (ROOT / file).read_text()
-    node = ast.parse(text)
-    for part in name.split("."):
-        node = next(child for child in node.body if getattr(child, "name", "") == part)
-    lines = text.splitlines()[node.lineno - 1:node.end_lineno]
-    code = "\n".join(line[node.col_offset:] for line in lines)
-    return f"[`{file}`, line {node.lineno}]({file}#L{node.lineno})\n```python\n{code}\n```"
+    # Links and figures
 
+    def figure(self, name: str, alternative: str) -> str:
+        return f"![{alternative}](pics/{name}.{self.kind})" if name in self.drawn else ""
 
-def summarize(views: dict[str, View], found: list[Finding], claims: Claims) -> str:
-    """What was found, in five sentences, and the best networks."""
-    full = {n: claims.ablation(n, False, False) for n in ("MLP", "CNN")}
-    dropping = views["dimention"]
-    undropped = {n: claims.ablation(n, False, True) for n in full}
-    unnormed = {n: claims.ablation(n, True, False) for n in full}
-    kinds = [[f"128_0.001_{p}_{kind}" for p in DROP_RATES[1:]] for kind in ("1d", "2d")]
+    def run(self, what: str) -> str:
+        """A command that makes runs, with the flags for the user's own folders."""
+        return f"`{what}{self.flags}`"
 
-    def change(a: Curve | None, b: Curve | None, measure: str = "quarter_val_acc") -> str:
-        return points(claims.pool.estimate(measure, a, b))
+    def link(self, path: str) -> str:
+        return path if self.root == "." else os.path.join(self.root, path)
 
-    training = "quarter_train_acc"
-    reached = " and ".join(f"the {n} {100 * curve.mean('test_acc'):.1f} %{cut_short(curve)}"
-                           for n, curve in full.items() if curve) or "not run yet"
-    verdicts = Counter(finding.verdict for finding in found)
-    sentences = [
-        f"At their defaults and best epochs, test accuracy: {reached}; the CNN leads by "
-        f"{change(full['CNN'], full['MLP'], 'test_acc')}.",
-        "At their defaults, dropout changes the CNN by "
-        f"{change(full['CNN'], undropped['CNN'])}, at the best epoch by "
-        f"{change(full['CNN'], undropped['CNN'], 'val_acc')}, and the MLP by "
-        f"{change(full['MLP'], undropped['MLP'])}.",
-        "At their default batch sizes, batch normalization changes the CNN by "
-        f"{change(full['CNN'], unnormed['CNN'])} and the "
-        f"MLP by {change(full['MLP'], unnormed['MLP'])}. It changes training accuracy by "
-        f"{change(full['CNN'], unnormed['CNN'], training)} and "
-        f"{change(full['MLP'], unnormed['MLP'], training)}; in the older "
-        "report training accuracy is lower with it.",
-        "Dropping single activations instead of whole maps changes the CNN, at drop rate 0.2, by "
-        f"{change(*(dropping.complete(labels[0]) for labels in kinds))}, and each at its best rate "
-        f"by {change(*(arguments.best(dropping, labels) for labels in kinds))}.",
-        f"Of the older report's {len(found)} claims {verdicts[HOLDS]} hold, {verdicts[FAILS]} do "
-        f"not and {verdicts[UNDECIDED]} are undecided; {reproduced(views)}."]
-    return "\n".join(f"{i}. {text}" for i, text in enumerate(sentences, 1)) + (
-        "\n\nDifferences are in percentage points, with 95 % intervals, and in validation accuracy "
-        "over the last quarter of\nthe epochs where nothing else is said.\n\n"
-        + best_table(views))
+    def quote(self, file: str, name: str) -> str:
+        """The code of Class.method, as it stands in the file now."""
+        text = (ROOT / file).read_text(encoding="utf-8")
+        node = ast.parse(text)
+        for part in name.split("."):
+            node = next(child for child in node.body if getattr(child, "name", "") == part)
+        lines = text.splitlines()[node.lineno - 1:node.end_lineno]
+        code = "\n".join(line[node.col_offset:] for line in lines)
+        return f"[`{file}`]({self.link(file)}#L{node.lineno})\n```python\n{code}\n```"
+
+    def figures_page(self) -> str:
+        """Every figure that is there, on one page beside them."""
+        parts = ["# All figures\n\nThose of [the report](../REPORT.md), and the others. "
+                 "`python plot.py` draws them."]
+        for name in sorted(self.drawn, key=str.lower):
+            parts.append(f"## {name}\n\n![{self.title(name)}]({name}.{self.kind})")
+        return "\n\n".join(parts) + "\n"
+
+    def title(self, name: str) -> str:
+        titles = {f"{figures}_{split}_{quantity}":
+                  f"{view.study.title}: {SPLITS[split]} {QUANTITIES[quantity][0]}"
+                  for figures, view in self.views.items() for split in view.study.splits
+                  for quantity in QUANTITIES}
+        return titles.get(name, name.replace("_", " "))
+
+    # Differences
+
+    def points(self, *cells: Cell, **how) -> str:
+        return sweeps.points(self.evidence, *cells, **how)
+
+    def dropout(self, network: str, **how) -> str:
+        """With dropout less without it, at the defaults."""
+        return self.points(base(network), base(network, without_dropout=True), **how)
+
+    def norm(self, network: str, **how) -> str:
+        """With batch normalization less without it, at the defaults."""
+        return self.points(base(network), base(network, without_BatchNorm=True), **how)
+
+    def gap(self, network: str) -> str:
+        """By how many nats dropout closes the gap of the losses."""
+        estimate = self.evidence.difference(base(network, without_dropout=True), base(network),
+                                            of="gap")
+        return str(estimate or "not run yet")
+
+    def at_best_rate(self, network: str) -> str:
+        """Batch normalization's effect with each arm at its own best learning rate."""
+        return self.points(*(cell(f"{network}_learning_rates", without_BatchNorm=without,
+                                  learning_rate=SWEEP) for without in (False, True)), by=BEST)
+
+    def single(self, *rates: float, of: str = "val_acc", by: str = QUARTER) -> str:
+        """Single activations less whole maps; of several rates each at its best."""
+        rate = rates[0] if len(rates) == 1 else rates
+        return self.points(*(cell("dimention", drop_rate=rate, dropout_type=kind)
+                             for kind in ("1d", "2d")), of=of, by=by)
+
+    def lower_loss(self, rate: float) -> str:
+        """The lowest validation loss, single activations less whole maps."""
+        estimate = self.evidence.difference(*(cell("dimention", drop_rate=rate, dropout_type=kind)
+                                              for kind in ("1d", "2d")), of="val_loss", by=BEST)
+        return str(estimate or "not run yet")
+
+    def gain_over_epochs(self) -> str:
+        """The MLP's gain of drop rate 0.2 when training stops earlier: its 100 epochs, cut."""
+        study = next(study for study in STUDIES if study.figures == "weight_decay")
+        parts = []
+        for epochs in (10, 20, 40, 100):
+            view = View(study, self.source, epochs)
+            with_, none = (view.find(drop_rate=p, weight_decay=0.0) for p in (0.2, 0.0))
+            if with_ and none and view.epochs == epochs:
+                gain = Pool({"": view}).estimate("quarter_val_acc", with_, none)
+                parts.append(f"{gain.points} at {epochs}")
+        return ", ".join(parts) + " epochs" if parts else "not run yet"
+
+    # The first page
+
+    def reached(self) -> str:
+        curves = {n: self.evidence.curve(base(n)) for n in ("MLP", "CNN")}
+        return " and ".join(f"the {n} {100 * curve.mean('test_acc'):.1f} %{cut_short(curve)}"
+                            for n, curve in curves.items() if curve) or "not run yet"
+
+    def lead(self) -> str:
+        return self.points(base("CNN"), base("MLP"), of="test_acc", by=BEST)
+
+    def verdicts(self) -> str:
+        """How many claims hold, do not, and are undecided; the rest are arguments."""
+        counts = Counter(finding.verdict() for finding in self.found)
+        rest = len(self.found) - sum(counts[each] for each in (HOLDS, FAILS, UNDECIDED))
+        return (f"{counts[HOLDS]} hold, {counts[FAILS]} do not and {counts[UNDECIDED]} are "
+                f"undecided; {rest} more are arguments that no number decides")
+
+    def best_table(self) -> str:
+        """The best of each grid, and the networks of the ablations."""
+        rows = []
+        for network in NETWORKS:
+            name = network.upper()
+            grid = self.views[name]
+            tried = f", of {len(grid.curves)} of its {len(grid.settings)} settings" * bool(
+                grid.missing)
+            for what, curve, data in (
+                    (f"best {name} of the grid{tried}", next(iter(grid.curves.values()), None),
+                     grid.data),
+                    (f"{name} at its defaults", self.evidence.curve(base(name)),
+                     self.views[f"{name}_ablation"].data)):
+                rows.append([what, in_words(curve), f"{curve.epochs} of {EPOCHS[network]}",
+                             len(curve.runs), data, value(curve, "val_acc"),
+                             value(curve, "test_acc"), time_of_a_run(curve)]
+                            if curve else [what, NOT_YET, *["–"] * 6])
+        return markdown(["", "setting", "epochs", "runs", "data", COLUMNS["val_acc"],
+                         COLUMNS["test_acc"], "time of a run"], rows)
+
+    def ablation_table(self) -> str:
+        """Test accuracy with both layers, one and none, for both networks."""
+        rows = []
+        for text, norm, drop in (("both", False, False), ("batch normalization alone", False, True),
+                                 ("dropout alone", True, False), ("neither", True, True)):
+            cells = [self.evidence.curve(base(n, without_BatchNorm=norm, without_dropout=drop))
+                     for n in ("MLP", "CNN")]
+            rows.append([text, *(f"{value(curve, 'test_acc')} (n = {len(curve.runs)})"
+                                 if curve else NOT_YET for curve in cells)])
+        return markdown(["layers", "MLP, test accuracy", "CNN, test accuracy"], rows)
+
+    def for_readme(self) -> dict[str, str]:
+        """What README.md shows between comments of these names."""
+        return {"results": self.best_table(), "ablation": self.ablation_table()}
+
+    # Statistics
+
+    def deviations(self) -> str:
+        """The pooled deviations that stand in where runs are few, and how alike those are."""
+        parts = []
+        for network, epochs in EPOCHS.items():
+            deviation, freedom = self.pool.deviation(network, epochs, "val_acc")
+            if freedom:
+                own = [curve.deviation("val_acc") for curve in self.pool.curves.values()
+                       if (curve.network, curve.epochs) == (network, epochs)
+                       and len(curve.runs) >= FEW]
+                ratio = f", settings differ by a factor of {max(own) / min(own):.1f}" if (
+                    len(own) > 1 and min(own) > 0) else ""
+                parts.append(f"{deviation:.4f} for the {network.upper()} at {epochs} epochs "
+                             f"({freedom:.0f} degrees of freedom{ratio})")
+        return f"In best validation accuracy it is {' and '.join(parts)}." if parts else (
+            f"{NOT_YET} {self.run('./run_grid.sh ablation --seed 0 1')} makes second seeds.")
+
+    def across_claims(self) -> str:
+        """Holm's correction over all claims that are decided."""
+        decided = []
+        for finding in self.found:
+            verdict, numbers = finding.verdict(), finding.decided()
+            ps = [p for number, p, own in numbers if own == verdict and finding.by in number.by]
+            if verdict in (HOLDS, FAILS) and ps:
+                one = finding.claim.some == (verdict == HOLDS)  # is enough
+                decided.append((min if one else max)(ps))
+        corrected = holm(decided)
+        above = sum(p >= 0.05 for p in corrected)
+        return (f"Corrected across the {len(decided)} claims that numbers decide, too, "
+                + (f"every p stays below 0.05 (largest {max(corrected):.3f})" if not above else
+                   f"{above} would be above 0.05 (largest {max(corrected):.3f})")
+                if decided else "No claim is decided yet") + "."
+
+    def otherwise(self) -> str:
+        """Which verdicts depend on whose deviation is taken."""
+        pooled = Evidence(self.source, self.views, few=math.inf)
+        changed = [f"{one.claim.number} ({other})" for one in self.found if one.verdict() != (
+            other := Finding(one.claim, pooled).verdict())]
+        return ("With the pooled deviation in every comparison, not only where runs are few, "
+                + (f"these come out otherwise: {', '.join(changed)}." if changed
+                   else "no claim comes out otherwise."))
+
+    def unsteady(self) -> str:
+        """Claims whose verdict depends on the measure."""
+        changed = []
+        for finding in self.found:
+            by = {measure: finding.by_measure(measure) for measure in (QUARTER, BEST, "last epoch")}
+            if len(set(by.values()) - {"–"}) > 1:
+                changed.append(finding.claim.number)
+        return ", ".join(changed) or "none"
+
+    # Studies
+
+    def status(self, name: str) -> str:
+        """On what data, for how long, with how many seeds; what is missing; which code."""
+        view = self.views[name]
+        if not view.curves:
+            return f"{NOT_YET} {self.run(command(view.study))} makes the runs."
+        missing = (f"; {len(view.missing)} of {len(view.settings)} settings are missing or "
+                   f"unfinished: {self.run(view.command)} makes them" if view.missing else "")
+        made = f"; {view.origin}" * (not view.is_of_one)
+        return (f"{view.study.title}: {view.data}; {plural(view.epochs, 'epoch')}, "
+                f"{view.seeds_text}{missing}{made}.{self.few_seeds(view)}")
+
+    def few_seeds(self, view: View) -> str:
+        if view.study.splits or min(view.seeds) >= FEW:
+            return ""
+        deviation, freedom = self.pool.deviation(view.study.network, view.epochs, "quarter_val_acc")
+        return (f" Where a setting has fewer than {FEW} runs, intervals take the pooled deviation "
+                f"of {100 * deviation:.2f} points ({freedom:.0f} degrees of freedom)."
+                if freedom else
+                " No setting of this length has a second seed, so differences have no interval.")
+
+    def best(self, name: str, most: int = 5) -> str:
+        curves = list(self.views[name].curves.values())[:most]
+        return markdown(["setting", "runs", *(COLUMNS[key] for key in SHORT)], [
+            [f"`{curve.label}`", len(curve.runs), *(value(curve, key) for key in SHORT)]
+            for curve in curves]) if curves else ""
+
+    def luck(self, name: str) -> str:
+        """By how much the best of a grid looks better than it is."""
+        view = self.views[name]
+        curves = view.all_complete()
+        deviation, freedom = self.pool.deviation(view.study.network, view.epochs, "val_loss")
+        if not freedom or not curves:
+            return ""
+        errors = [deviation / math.sqrt(len(curve.runs)) for curve in curves]
+        shift = optimism([curve.mean("val_loss") for curve in curves], errors)
+        return (f"Being the best of {len(curves)}, the first row's loss looks about {shift:.2f} "
+                "lower than that setting's with other seeds.")
+
+    def told(self, *numbers: str) -> str:
+        """Verdicts of claims with the numbers that decide them."""
+        return "\n".join(self.sentence(self.claims[number]) for number in numbers)
+
+    def sentence(self, finding: Finding) -> str:
+        parts = [f"{number.what} {own.points if number.of.endswith('acc') else own}"
+                 for number, _, _ in finding.decided() if (own := number.by.get(finding.by))]
+        reason = f" ({finding.reason})" * bool(finding.reason)
+        words = finding.claim.words.removeprefix("… ")
+        return (f"- {finding.claim.number}, {words}: **{finding.verdict()}**{reason}"
+                + f": {'; '.join(parts)}" * bool(parts) + ".")
+
+    def argument(self, name: str, *claims: str, figure: bool = True, table: bool = False) -> str:
+        """An argument's figure, what it was measured on, its table, and its claims."""
+        views = [view for key, view in self.views.items() if key.endswith(name)]
+        if not any(view.curves for view in views):
+            return self.status(views[0].study.figures)
+        parts = [self.figure(name, views[0].study.title) if figure else "",
+                 *(self.status(view.study.figures) for view in views if view.curves),
+                 sweeps.TABLES[name](self.evidence) if table else "", self.told(*claims)]
+        return "\n\n".join(filter(None, parts))
+
+    def topic(self, name: str, table: str, networks: tuple[str, ...] = NETWORKS) -> str:
+        missing = [n for n in networks if name not in self.source.theory.get(n, {})]
+        ran = "; ".join(f"{n.upper()}, {plural(len(topic['runs']), 'network')} of "
+                        f"`{topic['setting']}` ({topic['data']})"
+                        for n, topic in measured.known(self.source, name))
+        orders = " ".join(f"{n.upper()}: {NOT_YET} "
+                          f"{self.run(f'python theory.py {name} --network {n}')} measures it."
+                          for n in missing)
+        return "\n\n".join(filter(None, (table if ran else "", ran and f"{ran}.", orders)))
+
+    # The older report's numbers
+
+    def highest(self, network: str) -> tuple[float, float] | None:
+        """The best test results over all runs and epochs, looked at as the older code did.
+
+        That is only where validation accuracy was the best so far, and without the runs that drop
+        single activations, which it never did.
+        """
+        names = {run.name for name in OLDER_STUDIES if self.views[name].study.network == network
+                 for run in self.views[name].runs if run.settings.dropout_type != "1d"}
+        rows = self.source.epochs[(self.source.epochs.network == network)
+                                  & self.source.epochs.run.isin(names)
+                                  & (self.source.epochs.epoch <= EPOCHS[network])]
+        rows = rows[rows.val_acc >= rows.groupby("run").val_acc.cummax()]
+        return None if rows.empty else (rows.test_acc.max(), rows.test_loss.min())
+
+    def reproduced(self) -> str:
+        return "; ".join(f"{n.upper()} {PUBLISHED[n][0]} there, {found[0]:.4f} here"
+                         for n in NETWORKS if (found := self.highest(n))) or "not run yet"
+
+    def against_published(self) -> str:
+        rows = []
+        for network, published in PUBLISHED.items():
+            name, extremes = network.upper(), self.highest(network)
+            curve = self.evidence.curve(base(name))
+            for i, (key, what) in enumerate((("test_acc", "highest test accuracy"),
+                                             ("test_loss", "lowest test loss"))):
+                rows.append([f"{name}, {what}, found as there", published[i],
+                             f"{extremes[i]:.4f}" if extremes else NOT_YET,
+                             f"{extremes[i] - published[i]:+.4f}" if extremes else "–"])
+                rows.append([f"{name} at its defaults, {COLUMNS[key].replace(' there', '')} at the "
+                             f"best validation accuracy{cut_short(curve)}", published[i],
+                             value(curve, key) if curve else NOT_YET,
+                             f"{curve.mean(key) - published[i]:+.4f}" if curve else "–"])
+        return markdown(["", "older report", "here", "difference"], rows)
+
+    def how_far(self) -> str:
+        runs = [(run, self.source.summaries[run.network, run.name])
+                for run in self.source.of("cnn") if run.settings and run.settings.augment
+                and run.rows]
+        if not runs:
+            maker = self.run("python cnn/main.py --drop_rate 0 --learning_rate 0.003 --augment "
+                             "--schedule onecycle")
+            return f"{NOT_YET} {maker} makes it."
+        table = markdown(["run", "epochs", "data", *(COLUMNS[key] for key in SHORT)], [
+            [f"`{run.name}`", len(run.rows), data_name(run), *(f"{own[key]:.4f}" for key in SHORT)]
+            for run, own in runs])
+        run, best = max(runs, key=lambda each: each[1]["val_acc"])
+        above = best["test_acc"] - AIM
+        place = ("which cannot be told from the aim" if abs(above) < AIM_ERROR else
+                 "above the aim" if above > 0 else "below the aim")
+        return (f"{table}\n\nThe one with the best validation accuracy, `{run.name}`, reaches "
+                f"{best['test_acc']:.4f}, {place}: two standard errors of 10 000 images are "
+                f"{AIM_ERROR:.3f}.")
+
+    def mixed(self) -> str:
+        """Which studies several versions or processors made."""
+        begun = [view for view in self.views.values() if view.curves]
+        titles = [view.study.title for view in begun if not view.is_of_one]
+        return (f"{len(titles)} of the {len(begun)} studies that have runs are not of one known "
+                f"version of the code and one processor: {'; '.join(titles)}." if titles else
+                "Each study is of one known version of the code and one processor.")
+
+    def trained(self) -> str:
+        """Hours of training, by network."""
+        hours = {n: sum(s for run in self.source.of(n) for row in run.rows
+                        if 0 <= (s := row["seconds"]) < 1e9) for n in NETWORKS}
+        return ", ".join(f"{n.upper()} {duration(time)}" for n, time in hours.items())
 
 
 def cut_short(curve: Curve | None) -> str:
@@ -142,194 +394,20 @@ def cut_short(curve: Curve | None) -> str:
     return f" after {curve.epochs} of {asked} epochs" if curve and curve.epochs < asked else ""
 
 
-def best_table(views: dict[str, View]) -> str:
-    """The best of each grid, and the networks of the ablations, which may be trained for longer."""
-    rows = []
-    keys = ("val_acc", "test_acc")
-    for network, base in BASES.items():
-        name = network.upper()
-        grid = views[name]
-        tried = f", of {len(grid.curves)} of its {len(grid.settings)} settings" * bool(grid.missing)
-        for what, view, label in (
-                (f"best {name} of the grid{tried}", grid, next(iter(grid.curves), "")),
-                (f"{name} at its defaults", views[f"{name}_ablation"], f"{base}_False_False")):
-            curve = view.curves.get(label)
-            rows.append([what, in_words(curve), f"{curve.epochs} of {EPOCHS[network]}",
-                         len(curve.runs), view.data, *(value(curve, key) for key in keys),
-                         time_of_a_run(curve)]
-                        if curve else [what, NOT_YET, *["–"] * 6])
-    return markdown(["", "setting", "epochs", "seeds", "data", *(MEASURES[key] for key in keys),
-                     "time of a run"], rows)
-
-
 def in_words(curve: Curve) -> str:
-    batch_size, rate, drop_rate = curve.label.split("_")[:3]
-    return f"batch {batch_size}, learning rate {rate}, drop rate {drop_rate}"
+    own = curve.settings
+    return (f"batch {own.batch_size}, learning rate {own.learning_rate}, drop rate {own.drop_rate}")
 
 
 def time_of_a_run(curve: Curve) -> str:
     """The median, and the processors that took it."""
-    time = duration(np.median(curve.values("seconds").sum(1)))
-    machines = {str(run.config.get("processor")).split(",")[0] for run in curve.runs.values()}
+    time = duration(np.median(curve.over_epochs("seconds").sum(axis=1)))
+    machines = {processor(run).split(",")[0] for run in curve.runs}
     return f"{time}, {' and '.join(sorted(machines))}"
 
 
-def what_ran(views: dict[str, View], source: Source) -> str:
-    rows = [[view.study.title, f"{len(view.settings) - len(view.missing)} of {len(view.settings)}",
-             view.epochs or "–", view.seeds_text if view.curves else "–", view.origin or "–",
-             f"`{view.command}`"] for view in views.values()]
-    mixed = [view.study.title for view in views.values() if view.curves and not view.is_of_one]
-    lines = [markdown(["study", "settings finished", "epochs", "runs of each", "made by",
-                       "command"], rows), ""]
-    if mixed:
-        lines += [f"{len(mixed)} of the {len(views)} studies are not of one known version of the "
-                  f"code and one processor: {'; '.join(mixed)}. Their commands, with "
-                  "`--runs_dir NEW_FOLDER`, make them so.", ""]
-    for network in NETWORKS:
-        trained: Counter = Counter()
-        for run in source.of(network):
-            versions = sorted(run.config.get("versions", {}).items())
-            machine = [f"{run.config.get('device')} ({run.config.get('processor')})",
-                       f"threads: {run.config.get('threads')}",
-                       *(f"{name} {number}" for name, number in versions)]
-            trained[", ".join(machine)] += seconds(run)
-        lines += [f"- {network.upper()}, {duration(time)} of training: {machine}"
-                  for machine, time in trained.items()]
-        if network in source.data:
-            lines.append(f"- {network.upper()}, data: {source.data[network]}")
-    return "\n".join(lines)
-
-
-def spread(claims: Claims) -> str:
-    """The pooled deviations that stand in where seeds are few."""
-    parts = []
-    for network, epochs in EPOCHS.items():
-        deviation, freedom = claims.pool.deviation(network, epochs, "val_acc")
-        if freedom:
-            parts.append(f"{deviation:.4f} for the {network.upper()} at {epochs} epochs "
-                         f"({freedom:.0f} degrees of freedom)")
-    return f"In best validation accuracy it is {' and '.join(parts)}." if parts else (
-        f"{NOT_YET} `./run_grid.sh ablation --seed 0 1` makes second seeds.")
-
-
-def study(view: View, found: list[Finding], claims: Claims) -> str:
-    """A study's figures, its table, and the numbers that decide the older report's claims."""
-    name = view.study.name
-    pictures = {split: [figure(f"{name}_{split}_{quantity}",
-                               f"{view.study.title}: {SPLITS[split]} {long}")
-                        for quantity, long in (("acc", "accuracy"), ("loss", "loss"))]
-                for split in view.study.splits}
-    parts = pictures.pop("val")
-    folded = "\n\n".join(picture for both in pictures.values() for picture in both)
-    others = " and ".join(SPLITS[split] for split in pictures).capitalize()
-    parts += [f"<details><summary>{others}: accuracy and loss</summary>\n\n{folded}\n\n</details>",
-              *(figure(*more) for more in MORE_FIGURES.get(name, ()))]
-    if not view.curves:
-        return "\n\n".join([f"{NOT_YET} `{view.study.command}` makes the runs.", *parts])
-    parts += [status(view), curve_table(list(view.curves.values())[:10], SHOWN)]
-    if view.study.is_grid:
-        parts.append(luck(view, claims) + f"All settings: [results/tables/{name}.md]"
-                                          f"(results/tables/{name}.md).")
-    parts += [f"Claim {each.number}, '{each.claim}':\n\n" + markdown(HEADER, finding_rows(each))
-              for each in found if each.number in CLAIMS[name]]
-    return "\n\n".join(parts)
-
-
-def status(view: View) -> str:
-    """On what data, for how long, with how many seeds; what is missing; which code."""
-    missing = (f"; {len(view.missing)} of {len(view.settings)} settings are missing or unfinished: "
-               f"`{view.command}` makes them" if view.missing else "")
-    made = f"; {view.origin}" * (not view.is_of_one)
-    return f"{view.data}; {view.epochs} epochs, {view.seeds_text}{missing}{made}."
-
-
-def luck(view: View, claims: Claims) -> str:
-    """By how much the best of a grid looks better than it is."""
-    curves = [curve for label in view.curves if (curve := view.complete(label))]
-    deviation, freedom = claims.pool.deviation(view.study.network, view.epochs, "val_loss")
-    if not freedom or not curves:
-        return ""
-    errors = [deviation / math.sqrt(len(curve.runs)) for curve in curves]
-    shift = optimism([curve.mean("val_loss") for curve in curves], errors)
-    return (f"Being the best of {len(curves)}, the first row's loss looks about {shift:.4f} lower "
-            "than that setting's with other seeds (simulated with the pooled deviation). ")
-
-
-def argument(name: str, views: dict[str, View], pool: Pool) -> str:
-    """An argument's figure and what the runs say to it."""
-    own = arguments.of_argument(name, views)
-    parts = [figure(name, own[0].study.title)]
-    known = [view for view in own if view.curves]
-    if not known:
-        return f"{parts[0]}\n\n{NOT_YET} `{own[0].study.command}` makes the runs."
-    parts += [f"{view.study.network.upper()}, {status(view)}{few_seeds(view, pool)}"
-              for view in known]
-    return "\n\n".join([*parts, arguments.answer(name, views, pool)])
-
-
-def few_seeds(view: View, pool: Pool) -> str:
-    """What stands behind the intervals where seeds are few."""
-    if min(view.seeds) >= FEW:
-        return ""
-    deviation, freedom = pool.deviation(view.study.network, view.epochs, arguments.MEASURE)
-    return (f" Where a setting has fewer than {FEW} seeds, intervals take the pooled deviation of "
-            f"{100 * deviation:.2f} points ({freedom:.0f} degrees of freedom)." if freedom else
-            " No setting of this length has a second seed, so differences have no interval.")
-
-
-def highest(views: dict[str, View], network: str) -> tuple[float, float] | None:
-    """Highest test accuracy and lowest test loss over all runs and epochs of the older studies.
-
-    Without those that drop single activations of the CNN, which the older code never did.
-    """
-    names = [name for name in CLAIMS if views[name].study.network == network]
-    rows = [row for name in names for curve in views[name].curves.values()
-            for run in curve.runs.values() if run.settings.dropout_type != "1d"
-            for row in run.rows[:max(EPOCHS[network], curve.epochs)]]
-    return (max(row["test_acc"] for row in rows),
-            min(row["test_loss"] for row in rows)) if rows else None
-
-
-def reproduced(views: dict[str, View]) -> str:
-    """The older report's numbers and the same kind of number here."""
-    parts = [f"{network.upper()} {PUBLISHED[network][0]} there, {found[0]:.4f} here"
-             for network in NETWORKS if (found := highest(views, network))]
-    return "like for like, its highest test accuracies are " + ("; ".join(parts) or "not run yet")
-
-
-def against_published(views: dict[str, View]) -> str:
-    rows = []
-    for network, published in PUBLISHED.items():
-        name, base = network.upper(), BASES[network]
-        curve = views[f"{name}_ablation"].complete(f"{base}_False_False")
-        extremes = highest(views, network)
-        for i, (key, what) in enumerate((("test_acc", "highest test accuracy"),
-                                         ("test_loss", "lowest test loss"))):
-            rows.append([f"{name}, {what} over all runs and epochs", published[i],
-                         f"{extremes[i]:.4f}" if extremes else NOT_YET,
-                         f"{extremes[i] - published[i]:+.4f}" if extremes else "–"])
-            rows.append([f"{name} `{base}`, {MEASURES[key].replace(' there', '')} at the best "
-                         f"validation accuracy{cut_short(curve)}", published[i],
-                         value(curve, key) if curve else NOT_YET,
-                         f"{curve.mean(key) - published[i]:+.4f}" if curve else "–"])
-    return markdown(["", "older report", "here", "difference"], rows)
-
-
-def how_far(source: Source) -> str:
-    picture = figure("far", "The CNN with crops, flips and one cycle")
-    runs = [(run, summary(run.rows)) for run in source.of("cnn")
-            if "augment" in run.variant and run.rows]
-    if not runs:
-        return (f"{picture}\n\n{NOT_YET} `python cnn/main.py --drop_rate 0 --learning_rate 0.003 "
-                "--augment --schedule onecycle` makes it.")
-    table = markdown(["run", "epochs", "data", *(MEASURES[key] for key in SHOWN)],
-                     [[f"`{run.name}`", len(run.rows), data_name(run),
-                       *(f"{numbers[key]:.{4 * (key != 'best_epoch')}f}" for key in SHOWN)]
-                      for run, numbers in runs])
-    run, best = max(runs, key=lambda pair: pair[1]["val_acc"])
-    above = best["test_acc"] - AIM
-    return (f"{picture}\n\n{table}\n\nThe one with the best validation accuracy, `{run.name}`, "
-            f"reaches {best['test_acc']:.4f}, " + (
-                "which cannot be told from the aim" if abs(above) < AIM_ERROR else
-                "above the aim" if above > 0 else "below the aim")
-            + f": two standard errors of 10 000 images are {AIM_ERROR:.3f}.")
+def fill(text: str, parts: dict[str, str]) -> str:
+    """`text` with what stands between <!-- NAME --> and <!-- /NAME --> replaced by parts[NAME]."""
+    return re.sub(r"<!-- (\w+) -->\n.*?<!-- /\1 -->",
+                  lambda match: f"<!-- {match[1]} -->\n{parts[match[1]]}\n<!-- /{match[1]} -->"
+                  if match[1] in parts else match[0], text, flags=re.DOTALL)

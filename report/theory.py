@@ -19,12 +19,14 @@ import cnn.model
 import mlp.model
 from layers import BatchNorm, Dropout
 from load_data import Data, Split, load_cifar_2d, load_cifar_4d, normalize
+from report.frame import experiment, kind
 from report.results import data_name, read_runs, write_theory
-from report.studies import BASES, SMALL_BATCHES, SWEEP
 from store.files import ROOT, UserError
 from store.images import evaluation_batches, prepared
 from store.run import RunFolder
+from store.settings import Settings
 from store.trained import confusion_matrix, read_trained, restore
+from studies import SMALL_BATCHES, STUDIES, SWEEP
 
 BUILD = {"mlp": mlp.model.build, "cnn": cnn.model.build}
 DRAWN = 200  # batches of each size
@@ -39,7 +41,7 @@ def measure_all(options) -> bool:
     for network, topic in itertools.product(options.network, options.topics):
         if topic == "rates":
             learning_rates(network, options)
-        elif network == "cnn" or topic not in ("confusion", "filters"):
+        elif network == "cnn" or topic not in ("confusion", "order"):
             complete &= measure(network, topic, options)
     return complete
 
@@ -75,6 +77,10 @@ def measure(network: str, topic: str, options) -> bool:
     torch.manual_seed(0)
     with torch.inference_mode():
         networks = [restore(one, build, device) for one in trained]
+        for run, network_of in zip(runs, networks, strict=True):
+            if not all(each.isfinite().all() for each in network_of.state_dict().values()):
+                raise UserError(f"best.pt of {run.name} holds weights that are not finite; "
+                                "retrain that run")
         result = TOPICS[topic](networks, data)
     result = json.loads(json.dumps(result), parse_float=lambda text: round(float(text), 6))
     names = [run.name for run in runs]
@@ -86,14 +92,18 @@ def measure(network: str, topic: str, options) -> bool:
 
 
 def networks_for(network: str, topic: str, options) -> list:
-    """The runs whose networks a topic takes: of the base setting one per seed, or the best."""
+    """The runs whose networks a topic takes: of the default setting, or those it is about."""
     variant = "synthetic" * options.synthetic
-    runs = [run for run in read_runs(options.runs_dir)
-            if run.network == network and run.result and run.variant == variant]
-    if topic in ("confusion", "filters"):
+    runs = [run for run in read_runs(options.runs_dir) if run.network == network and run.result
+            and run.settings and kind(run)[0] == variant]
+    if topic == "confusion":
         return sorted(runs, key=lambda run: run.result["val_acc"])[-1:]
-    setting = f"{BASES[network]}_False_False" + "_2d" * (network == "cnn")
-    return sorted((run for run in runs if run.setting == setting), key=lambda run: run.seed)
+    wanted = {experiment(Settings(network))}
+    if topic == "order":
+        wanted = {experiment(each) for study in STUDIES if study.figures in ("dimention", "pooling")
+                  for each in study.settings.values() if each.drop_rate}
+    return sorted((run for run in runs if experiment(run.settings) in wanted),
+                  key=lambda run: run.seed)
 
 
 def switch(network: nn.Module, kind: type, training: bool) -> None:
@@ -219,9 +229,50 @@ def confusion(networks: list[nn.Module], data: Data) -> dict:
     return {"classes": data.classes, "confusion": matrix.tolist()}
 
 
-def filters(networks: list[nn.Module], data: Data) -> dict:
-    weights = networks[0].conv1.weight
-    return {"shape": list(weights.shape), "weights": weights.flatten().tolist()}
+def order(networks: list[nn.Module], data: Data) -> dict:
+    """What dropout before max pooling does to the statistics of batch normalization behind it.
+
+    `inflation` is the mean of the first block's output with dropout, divided by that without. Test
+    accuracy is with running statistics, with those of all training images retaken without dropout,
+    and with one mask for each image.
+    """
+    measured = []
+    for network in networks:
+        means = {}
+        for dropping in (True, False):
+            switch(network, Dropout, dropping)
+            parts = [network.block(x, network.conv1, network.norm1).mean().item()
+                     for x, _ in evaluation_batches(data.val)]
+            means[dropping] = sum(parts) / len(parts)
+        known = {"running_accuracy": right(network, data.test)}
+        switch(network, Dropout, True)
+        known["masked_accuracy"] = right(network, data.test)
+        switch(network, Dropout, False)
+        known["retaken_accuracy"] = right(retaken(network, data.train), data.test)
+        dropout = network.dropout
+        measured.append({"drop_rate": dropout.p, "pool_first": network.pool_first,
+                         "dropout_type": "1d" if type(dropout) is Dropout else "2d",
+                         "inflation": means[True] / means[False], **known})
+    return {"networks": measured}
+
+
+def right(network: nn.Module, split: Split) -> float:
+    """The share of a split's images that it classifies right."""
+    return sum((network(x).argmax(1) == y).sum().item()
+               for x, y in evaluation_batches(split)) / len(split.labels)
+
+
+def retaken(network: nn.Module, split: Split) -> nn.Module:
+    """The network with running statistics that are averages over all batches of these images."""
+    norms = [module for module in network.modules() if isinstance(module, BatchNorm)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+    switch(network, BatchNorm, True)
+    for x, _ in evaluation_batches(split):
+        network(x)
+    switch(network, BatchNorm, False)
+    return network
 
 
 def shifts(networks: list[nn.Module], data: Data) -> dict:
@@ -234,9 +285,7 @@ def shifts(networks: list[nn.Module], data: Data) -> dict:
     def accuracy(network: nn.Module, n: int, axis: int) -> float:
         source = (torch.arange(32, device=images.device) - n).clamp(0, 31)
         pictures = images.reshape(-1, 3, 32, 32).index_select(axis, source).reshape(images.shape)
-        right = sum((network(x).argmax(1) == y).sum().item()
-                    for x, y in evaluation_batches(Split(pictures, labels)))
-        return right / len(labels)
+        return right(network, Split(pictures, labels))
 
     def mean(network: nn.Module, n: int) -> float:
         moves = list(itertools.product((n, -n), (2, 3))) if n else [(0, 2)]
@@ -246,5 +295,5 @@ def shifts(networks: list[nn.Module], data: Data) -> dict:
             "accuracy": [[mean(network, n) for n in SHIFTS] for network in networks]}
 
 
-TOPICS = {"bagging": bagging, "statistics": statistics, "shifts": shifts, "confusion": confusion,
-          "filters": filters}
+TOPICS = {"bagging": bagging, "statistics": statistics, "shifts": shifts, "order": order,
+          "confusion": confusion}

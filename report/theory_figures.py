@@ -1,49 +1,76 @@
-"""The figures of what theory says, measured: one function for each topic of theory.py."""
+"""The figures of what theory.py measured, and of the older report's own runs."""
+
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 
 from report.drawing import (
     BLUE,
+    DASHES,
     GREY,
     OF_NETWORK,
     ORANGE,
-    footer,
+    SKY,
     headline,
-    legend_below,
     log_axis,
     notes,
-    pair,
     plain_ticks,
 )
+from report.evidence import Evidence
+from report.frame import Source, plural
 from report.measured import TRAIN_IMAGES, expected
-from report.studies import SWEEP, Source, View
+from report.results import RESULTS
+from store.settings import NETWORKS
+
+OLDER = {"mlp": "without batch normalization, without dropout", "cnn": "drop rate 0.8"}
 
 
-def learning_rates(figure: Figure, view: View) -> None:
-    """What a few epochs reach over the learning rate, with and without batch normalization."""
-    if not view.failed and not any(view.complete(label) for label in view.curves):
+def catalogue(evidence: Evidence) -> dict[str, Callable[[Figure], None]]:
+    """Those of the topics that theory.py has measured, and the older runs."""
+    theory = evidence.theory
+    figures: dict[str, Callable[[Figure], None]] = {"older": partial(older, evidence=evidence)}
+    if moved := {n: theory[n]["shifts"] for n in NETWORKS if "shifts" in theory.get(n, {})}:
+        figures["shifts"] = partial(shifts, topics=moved)
+    for draw in (bagging, statistics, confusion, order):
+        for network in NETWORKS:
+            if known := theory.get(network, {}).get(draw.__name__):
+                more = {"source": evidence.source} if draw is confusion else {}
+                figures[f"{network.upper()}_{draw.__name__}"] = partial(
+                    draw, network=network.upper(), topic=known, **more)
+    return figures
+
+
+def pair(figure: Figure, **more):
+    figure.set_size_inches(8.4, 4.2)
+    return figure.subplots(1, 2, **more)
+
+
+def older(figure: Figure, evidence: Evidence) -> None:
+    """Two runs of the older report, epoch by epoch, over ours of the settings they seem to have."""
+    cells = {"mlp": evidence.views["MLP_ablation"].find(without_BatchNorm=True,
+                                                       without_dropout=True),
+             "cnn": evidence.views["dropout"].find(drop_rate=0.8)}
+    known = {network: curve for network, curve in cells.items() if curve}
+    if not known:
         return
-    left, right = pair(figure)
-    for axes, key, factor in (left, "val_acc", 100), (right, "val_loss", 1):
-        for without, colour, marker, dash in ((False, BLUE, "o", "-"), (True, ORANGE, "s", "--")):
-            name = f"{'without' if without else 'with'} batch normalization"
-            points = [(lr, curve) for lr in SWEEP if (curve := view.complete(f"{lr}_{without}"))]
-            axes.plot([lr for lr, _ in points], [factor * curve.mean(key) for _, curve in points],
-                      color=colour, marker=marker, ls=dash, label=name)
-            failed = [lr for lr in SWEEP if f"{lr}_{without}" in view.failed]
-            if failed:
-                axes.plot(failed, [factor * view.guessing[key]] * len(failed), "x", color=colour,
-                          ms=9, label=f"{name}: diverged")
-        axes.axhline(factor * view.guessing[key], color=GREY, lw=1, ls=":", label="guessing")
-        axes.set(xscale="log", xlabel="learning rate of Adam")
-    left.set(ylim=(0, None), ylabel="best validation accuracy (%)")
-    right.set(yscale="log", ylabel="lowest validation loss (nats)")
-    plain_ticks(right)
-    legend_below(figure)
-    headline(figure, f"{view.study.title} and validation accuracy and loss, in {view.epochs} "
-                     f"epoch{'s' * (view.epochs != 1)}")
-    notes(figure, *footer(view, "one setting but for the learning rate and batch normalization"))
+    for axes, (network, curve) in zip(pair(figure), known.items(), strict=False):
+        theirs = pd.read_csv(RESULTS / "older" / f"{network}.csv")
+        for split, colour in (("train", ORANGE), ("val", BLUE)):
+            ours = 100 * curve.over_epochs(f"{split}_acc")
+            what = {"train": "training", "val": "validation"}[split]
+            axes.plot(ours.columns, ours.mean(), color=colour, lw=1.7,
+                      label=f"{what}, here, n = {len(ours)}")
+            axes.plot(theirs.epoch, 100 * theirs[f"{split}_acc"], color=colour, ls=DASHES[0.4],
+                      lw=2, label=f"{what}, older report")
+        axes.set(xlabel="epoch", ylabel="accuracy (%)", title=network.upper())
+        axes.legend(loc="lower right", fontsize=8.5)
+    headline(figure, "Two runs of the older report over runs here")
+    notes(figure, "; ".join(f"{network.upper()}: {curve.label}, {OLDER[network]}"
+                            for network, curve in known.items())
+          + "; which settings the older runs have follows from their numbers, no file says it")
 
 
 def bagging(figure: Figure, network: str, topic: dict) -> None:
@@ -68,13 +95,14 @@ def bagging(figure: Figure, network: str, topic: dict) -> None:
     log_axis(right, topic["masks"], "number of dropout masks")
     for axes in (left, right):
         axes.legend(loc="upper right")
-    n = len(topic["runs"])
-    notes(figure, f"{topic['data']}; {n} network{'s' * (n != 1)}: {topic['setting']}, one per "
-                  "seed; v and c from the validation images, the rest on the test images")
+    notes(figure, f"{topic['data']}; {plural(len(topic['runs']), 'network')}: {topic['setting']}, "
+                  "one per seed; v and c from the validation images, the rest on the test images")
 
 
 def statistics(figure: Figure, network: str, topic: dict) -> None:
     """How far a batch's statistics lie from the training set's, and the cost of using them."""
+    if not topic["batch_sizes"]:  # fewer than 16 test images
+        return
     left, right = pair(figure)
     n = np.array(topic["batch_sizes"])
     for key, colour, marker, dash, unit in (
@@ -82,7 +110,7 @@ def statistics(figure: Figure, network: str, topic: dict) -> None:
             ("mean", BLUE, "o", "-", "in standard deviations")):
         left.plot(n, topic[key], marker, color=colour, label=f"{key}, {unit}")
         left.plot(n, topic[f"{key}_theory"] * expected(n), color=colour, lw=1, ls=dash,
-                  label="theory: ∝ √((1 − n/N)/n)" * (key == "mean"))
+                  label=f"{key}, theory: ∝ √((1 − n/N)/n)")
     left.set(xscale="log", yscale="log", ylabel="distance from the training set's")
     plain_ticks(left)
     right.plot(n, 100 * np.array(topic["batch_accuracy"]), "o-", color=BLUE,
@@ -92,28 +120,58 @@ def statistics(figure: Figure, network: str, topic: dict) -> None:
     right.set_ylabel("test accuracy (%)")
     log_axis(left, n, "batch size n")
     log_axis(right, n, "batch size n in evaluation")
-    legend_below(figure)
+    left.legend(loc="lower left", fontsize=8.5)
+    right.legend(loc="lower right", fontsize=8.5)
     headline(figure, f"{network}: a batch's statistics, and the accuracy with them")
-    seeds = len(topic["runs"])
     notes(figure, f"{topic['data']}; first BatchNorm layer (left) of {topic['setting']}, root mean "
-                  f"square, mean over {seeds} seed{'s' * (seeds != 1)}; N = {TRAIN_IMAGES:,}")
+                  f"square, mean over {plural(len(topic['runs']), 'seed')}; N = {TRAIN_IMAGES:,}")
 
 
 def shifts(figure: Figure, topics: dict[str, dict]) -> None:
-    """Test accuracy of both networks over the number of pixels that the images move by."""
-    axes = figure.subplots()
+    """Test accuracy over the number of pixels that images move by, and what is left of it."""
+    left, right = pair(figure)
     for network, marker in (("mlp", "s"), ("cnn", "o")):
         if topic := topics.get(network):
             accuracy = 100 * np.array(topic["accuracy"])
-            spread = accuracy.std(0, ddof=1) if len(accuracy) > 1 else None
-            axes.errorbar(topic["shifts"], accuracy.mean(0), yerr=spread, capsize=2, marker=marker,
-                          color=OF_NETWORK[network], label=network.upper())
-    axes.set(title="Test accuracy when the images move", xlabel="pixels",
-             ylabel="test accuracy (%)", ylim=(0, None))
-    axes.legend(loc="lower left")
-    notes(figure, "; ".join(f"{topic['data']}, {topic['setting']}, n = {len(topic['runs'])}"
-                            for topic in topics.values()),
-          "mean over the four directions; bars: ± 1 sd")
+            share = 100 * accuracy / accuracy[:, :1].clip(1e-9)
+            n = len(accuracy)
+            for axes, values in ((left, accuracy), (right, share)):
+                deviation = values.std(0, ddof=1) if n > 1 else None
+                axes.errorbar(topic["shifts"], values.mean(0), yerr=deviation, capsize=2,
+                              marker=marker, mfc=OF_NETWORK[network] if n > 1 else "white",
+                              color=OF_NETWORK[network], label=f"{network.upper()}, n = {n}")
+    left.set(xlabel="pixels", ylabel="test accuracy (%)", ylim=(0, None))
+    right.set(xlabel="pixels", ylabel="share of the unmoved accuracy (%)", ylim=(0, None))
+    left.legend(loc="lower left")
+    headline(figure, "Test accuracy when the images move")
+    notes(figure, "; ".join(
+        f"{topic['data']}, {topic['setting']}, best epoch of "
+        f"{' and '.join(map(str, dict.fromkeys(topic.get('epochs', ['?']))))} epochs"
+        for topic in topics.values()), "mean over the four directions; bars: ± 1 sd; hollow: one "
+                                       "network")
+
+
+def order(figure: Figure, network: str, topic: dict) -> None:
+    """What dropout before pooling does to the statistics behind it, and to the test accuracy."""
+    left, right = pair(figure)
+    table = pd.DataFrame(topic["networks"])
+    columns = {"running_accuracy": ("running statistics", "-", 1),
+               "retaken_accuracy": ("retaken without dropout", ":", 0)}
+    for (kind, first), part in table.groupby(["dropout_type", "pool_first"]):
+        colour, marker = {("1d", False): (ORANGE, "s"), ("2d", False): (BLUE, "o"),
+                          ("1d", True): (SKY, "^"), ("2d", True): (GREY, "D")}[kind, first]
+        name = f"{kind}{', behind pooling' * first}"
+        mean = part.groupby("drop_rate").mean(numeric_only=True)
+        left.plot(mean.index, mean.inflation, marker=marker, color=colour, label=name)
+        for key, (text, dash, filled) in columns.items():
+            right.plot(mean.index, 100 * mean[key], marker=marker, color=colour, ls=dash,
+                       mfc=colour if filled else "white", label=f"{name}, {text}")
+    left.set(xlabel="drop rate", ylabel="mean behind pooling, training ÷ evaluation")
+    right.set(xlabel="drop rate", ylabel="test accuracy (%)")
+    left.legend(fontsize=8.5)
+    right.legend(fontsize=8)
+    headline(figure, f"{network}: dropout before max pooling, then batch normalization")
+    notes(figure, f"{topic['data']}; {plural(len(table), 'network')}, mean over those of a kind")
 
 
 def rank(name: str, network: str, source: Source) -> str:
@@ -142,25 +200,4 @@ def confusion(figure: Figure, network: str, topic: dict, source: Source) -> None
              title=f"{network}: percent of each class taken for …")
     notes(figure, f"{topic['data']}, test images; {topic['runs'][0]}"
                   f"{rank(topic['runs'][0], network.lower(), source)}; "
-                  f"test accuracy {100 * counts.trace() / counts.sum():.1f} %")
-
-
-def filters(figure: Figure, network: str, topic: dict, source: Source) -> None:
-    """The first layer's filters as small pictures, each stretched to the full brightness."""
-    figure.set_size_inches(8.4, 4.9)
-    weights = np.reshape(topic["weights"], topic["shape"])  # filters x 3 x 5 x 5
-    low, high = weights.min((1, 2, 3), keepdims=True), weights.max((1, 2, 3), keepdims=True)
-    pictures = ((weights - low) / np.maximum(high - low, 1e-12)).transpose(0, 2, 3, 1)
-    rows, size = -(-len(pictures) // 16), pictures.shape[1]
-    wall = np.ones((rows * (size + 1) - 1, 16 * (size + 1) - 1, 3))
-    for i, picture in enumerate(pictures):
-        y, x = (i // 16) * (size + 1), (i % 16) * (size + 1)
-        wall[y:y + size, x:x + size] = picture
-    axes = figure.subplots()
-    axes.imshow(wall, interpolation="nearest")
-    axes.set_axis_off()
-    axes.set_title(f"{network}: the {len(pictures)} filters of the first layer, {size} x {size} "
-                   "pixels")
-    notes(figure, f"{topic['data']}; {topic['runs'][0]}"
-                  f"{rank(topic['runs'][0], network.lower(), source)}; "
-                  "each filter is stretched to the full range")
+                  f"test accuracy {100 * counts.trace() / max(counts.sum(), 1):.1f} %")

@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from report.studies import OF_STUDIES, Source, Study, View
+from report.frame import Source, View, plural, varied
 from store.settings import NETWORKS, Settings
+from studies import Study
 
 FACTORS = ("batch_size", "learning_rate", "drop_rate")
-OTHERS = ("without_BatchNorm", "dropout_type", *OF_STUDIES)  # the rest of an experiment's name
 
 
 class Grid(NamedTuple):
@@ -28,7 +28,7 @@ class Grid(NamedTuple):
 
     def __str__(self) -> str:
         size = " × ".join(str(len(levels)) for levels in self.levels if len(levels) > 1)
-        seeds = f"{len(self.seeds)} seed{'s' * (len(self.seeds) > 1)}"
+        seeds = plural(len(self.seeds), "seed")
         return f"{self.network.upper()}, {size} settings, {seeds}, {self.epochs} epochs"
 
 
@@ -67,7 +67,8 @@ def largest_grid(source: Source, network: str, measure) -> Grid | None:
     kinds: dict[tuple, dict[tuple, str]] = {}  # runs in one grid differ in the factors alone
     for setting in source.chosen[network]:
         known = Settings.parse(network, setting)
-        others, levels = (tuple(getattr(known, key) for key in keys) for keys in (OTHERS, FACTORS))
+        others, levels = (tuple(getattr(known, key) for key in keys) for keys in (
+            ("without_BatchNorm", "dropout_type", *varied()), FACTORS))
         kinds.setdefault(others, {})[levels] = setting
     found = [grid for settings in kinds.values()
              if (grid := full_grid(source, network, settings, measure))]
@@ -75,8 +76,9 @@ def largest_grid(source: Source, network: str, measure) -> Grid | None:
 
 
 def full_grid(source: Source, network: str, settings: dict[tuple, str], measure) -> Grid | None:
-    view = View(Study("", network, "", "", 0, {name: name for name in settings.values()}), source)
-    cells = {key: curve.by_seed(measure) for key, name in settings.items()
+    view = View(Study("", network, "", "", 0, {
+        name: Settings.parse(network, name) for name in settings.values()}, ()), source)
+    cells = {key: curve.by_seed(measure).to_dict() for key, name in settings.items()
              if (curve := view.complete(name))}
     levels = full_levels(set(cells))
     if sum(len(values) > 1 for values in levels) < 2:

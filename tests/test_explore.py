@@ -28,8 +28,8 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from report.drawing import HUES
 from report.explore import LONGEST, SETTINGS, write_page, write_runs
+from report.frame import Source, read_source
 from report.results import read_results
-from report.studies import Source, read_source
 from report.variance import FACTORS, full_levels, grids, shares
 from store.files import UserError
 from store.run import COLUMNS, Run

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 from torch.optim.swa_utils import update_bn
+from torch.utils.mkldnn import to_mkldnn
 
 from cnn.model import CNN
 from mlp.model import MLP
@@ -128,3 +129,14 @@ def test_a_network_exported_in_training_stays_in_training(network):
     before = program.norm1.running_mean.clone()
     program(IMAGES)
     assert not torch.equal(before, program.norm1.running_mean)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_layers_that_a_tool_replaced_by_scripted_ones_run(network):
+    """A ScriptModule has no `_parameters` of its own, which the fast path looked for."""
+    twin = with_torch_layers(network.eval())
+    twin.norm1 = torch.jit.script(twin.norm1)
+    assert close(twin(IMAGES), network(IMAGES))
+    if torch.backends.mkldnn.is_available():
+        found = to_mkldnn(with_torch_layers(network))(IMAGES.to_mkldnn()).to_dense()
+        assert close(found, network(IMAGES))
