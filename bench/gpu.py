@@ -313,7 +313,8 @@ def about(place: Place) -> str:
     """Card, driver and versions, and the code."""
     device = torch.device(machine.choose_device(place.device))
     card = torch.cuda.get_device_name() if device.type == "cuda" else f"no card, {processor()}"
-    facts = machine.versions(device) | code_version(True) | {"data": place.data_dir or "synthetic"}
+    data = Path(place.data_dir or "synthetic").name
+    facts = machine.versions(device) | code_version(True) | {"data": data}
     facts |= {package: importlib.metadata.version(package) for package in ("numpy", "triton")
               if importlib.util.find_spec(package)}
     facts = ", ".join(f"{name} {fact}" for name, fact in facts.items())

@@ -1,11 +1,17 @@
-"""matplotlib by its own defaults: a user's matplotlibrc or MPLBACKEND changes no figure."""
+"""matplotlib by its own defaults: a user's matplotlibrc or MPLBACKEND changes no figure.
 
+A notebook keeps its backend and style, which our figures then share.
+"""
+
+import builtins
 import os
 
-backend = os.environ.pop("MPLBACKEND", None)  # of a notebook, whose backend is not installed here
+session = hasattr(builtins, "get_ipython")
+backend = None if session else os.environ.pop("MPLBACKEND", None)  # one that is not installed here
 import matplotlib  # noqa: E402
 
 if backend is not None:
     os.environ["MPLBACKEND"] = backend
-matplotlib.use("agg")
-matplotlib.rcdefaults()
+if not session:
+    matplotlib.use("agg")
+    matplotlib.rcdefaults()

@@ -300,6 +300,18 @@ except KeyboardInterrupt:
     assert done.returncode == 0 and done.stdout.endswith("alive\n"), done.stderr
 
 
+def test_a_notebook_keeps_its_backend_and_style():
+    done = in_session("""
+import builtins, matplotlib
+builtins.get_ipython = None
+matplotlib.use("svg")
+matplotlib.rcParams["lines.linewidth"] = 7
+import store.figures
+print(matplotlib.get_backend(), matplotlib.rcParams["lines.linewidth"], os.environ["MPLBACKEND"])
+""", env={"MPLBACKEND": "agg", "PYTHONPATH": str(ROOT)})
+    assert (done.returncode, done.stdout) == (0, "svg 7.0 agg\n"), done.stderr
+
+
 def test_an_interrupt_in_a_session_waits_until_torch_is_imported():
     """Half imported, it could not be imported again until the session ends."""
     done = in_session("""
