@@ -653,7 +653,7 @@ WRITE = """
 import sys
 from pathlib import Path
 from report.results import write_theory
-for i in range(10):
+for i in range(60):
     write_theory(Path(sys.argv[1]), {sys.argv[2]: {f"topic{i}": [i] * 100}})"""
 
 
@@ -663,7 +663,7 @@ def test_two_theory_at_once_lose_nothing(tmp_path):
             for network in ("mlp", "cnn")]
     assert [call.wait() for call in both] == [0, 0]
     assert {n: len(topics) for n, topics in json.loads(path.read_text()).items()} == {
-        "mlp": 10, "cnn": 10}
+        "mlp": 60, "cnn": 60}
     with pytest.raises(UserError, match="not finite"):
         write_theory(path, {"mlp": {"bagging": {"variance": math.nan}}})
 
