@@ -21,9 +21,10 @@ def start(*arguments, **options) -> subprocess.Popen:
     """Start run_grid.sh; all its processes carry `.mark` in their environment, by which they can be found."""
     mark = uuid.uuid4().hex
     environment = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1", MARK: mark, **options.pop("env", {})}
-    # A parent that runs in the background may have Ctrl-C ignored, which a shell passes on and cannot undo.
+    # A parent in the background may have Ctrl-C ignored, under nohup SIGHUP too; a shell passes both on.
     process = subprocess.Popen([GRID, *map(str, arguments)], env=environment, start_new_session=True,
-                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+                               preexec_fn=lambda: [signal.signal(each, signal.SIG_DFL) for each in (
+                                   signal.SIGINT, signal.SIGTERM, signal.SIGHUP)],
                                **{"stdout": subprocess.DEVNULL, "stdin": subprocess.DEVNULL, **options})
     process.mark = mark
     return process
