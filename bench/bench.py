@@ -154,8 +154,12 @@ def measure(network: str, data_dir: str, precision: str, batch_size: int, steps:
     count = SIDE_BY_SIDE if network == "mlp" else 1
     settings = Settings(network, batch_size, 0.001, 0.2, num_epochs=1, precision=precision)
     trainers = [Trainer(own(CNN if network == "cnn" else MLP), data, settings, CPU) for _ in range(count)]
-    together, trainer = SideBySide(trainers), trainers[0]
-    together.start()
+    trainer = trainers[0]
+    if count > 1:
+        together = SideBySide(trainers)
+        together.start()
+        for each in trainers:
+            each.network.train()
 
     def timed(things, work) -> list[float]:
         times, last = [], time.perf_counter()
@@ -166,7 +170,7 @@ def measure(network: str, data_dir: str, precision: str, batch_size: int, steps:
             last = now
         return times
 
-    batches = trainer.batches()[:steps]
+    batches = trainer.begin_epoch().split(batch_size)[:steps]
     step = timed(batches, trainer.step if count == 1 else
                  lambda index: together.step(0, *take(data.train, index)))
     for trainer in trainers:
@@ -191,17 +195,22 @@ def load(network: str, data_dir: str):
 
 def import_and_start(data_dir: str) -> dict[str, float]:
     """Seconds of: import torch; main.py up to its first step; --help. Medians of five, in turns."""
-    first_step = ("import sys, runpy, training, os\n"
-                  "training.Trainer.step = lambda *_: os._exit(0)\n"
-                  "sys.argv[0] = 'mlp/main.py'\nsys.path.insert(0, 'mlp')\n"
-                  "runpy.run_path('mlp/main.py', run_name='__main__')")
+    first_step = """
+import os
+from lab.options import parse_command_line
+options = parse_command_line("mlp", "")
+from lab.experiment import run_experiment
+from load_data import load_cifar_2d
+from mlp.model import build
+from training import Trainer
+Trainer.step = lambda *_: os._exit(0)
+run_experiment(options, build, load_cifar_2d)"""
     data = ["--synthetic"] if data_dir == "synthetic" else ["--data_dir", data_dir]
     commands = {
         "import torch": [sys.executable, "-c", "import torch"],
-        "first step": [sys.executable, "-c", first_step, *data, "--runs_dir", os.devnull + "/none"],
+        "first step": [sys.executable, "-c", first_step, *data, "--runs_dir", ROOT / "runs" / ".bench"],
         "help": [sys.executable, "mlp/main.py", "--help"],
     }
-    commands["first step"][-1] = str(ROOT / "runs" / ".bench")
     times = {name: [] for name in commands}
     for _ in range(5):
         for name, command in commands.items():
