@@ -1,5 +1,5 @@
 # make train    both networks learn CIFAR-10 on this machine; DATA=path takes an image folder instead
-# make check    the tests of layers, networks, training, settings, statistics and documents, in a minute
+# make check    the tests of layers, networks, training and settings, in about a minute
 # make test     all tests
 # make figures  every figure, table and REPORT.md, from results/
 # make lint     ruff and shellcheck
@@ -14,7 +14,7 @@ DATA ?=
 export DATA_FOLDER := $(value DATA)
 FOLDER := $${DATA_FOLDER:+--data_dir "$$DATA_FOLDER"}  # the shell sees no dollar of its name
 
-CHECK = layers agreement dropout networks training settings statistics docs house
+CHECK = layers agreement dropout networks training settings house
 
 .PHONY: help train check test lint figures bench gpu faults
 .DELETE_ON_ERROR:
